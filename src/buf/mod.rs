@@ -1,0 +1,1 @@
+//! Buffers: a fixed pool, which is the limit of memory.

@@ -1,0 +1,1 @@
+//! What a running serve accepts, and for whom.

@@ -1,0 +1,29 @@
+//! `ccat-xfer` moves observatory data between sites, fast, resumable and provably intact.
+//!
+//! The crate has layers; each may import only from those above it in this list (`tests/layering.rs` checks it):
+//!
+//! - [`chunk`] (pure): what a chunk, a digest and a path are.
+//! - [`protocol`] (pure, sans-IO): what two ends say to each other. Its module doc is the wire specification.
+//! - `buf`, `disk`, `net` (I/O): buffers, files beneath a root, links between machines.
+//! - [`journal`]: part files and the resume journal. Its module doc is the disk format.
+//! - `engine`: joins the above into `send` and `receive`.
+//! - `endpoint`: what a running `serve` accepts, and for whom.
+//! - `config`, `cli`: settings and the command line.
+
+#[cfg(feature = "engine")]
+pub mod buf;
+pub mod chunk;
+#[cfg(feature = "engine")]
+pub mod cli;
+#[cfg(feature = "engine")]
+pub mod config;
+#[cfg(feature = "engine")]
+pub mod disk;
+#[cfg(feature = "engine")]
+pub mod endpoint;
+#[cfg(feature = "engine")]
+pub mod engine;
+pub mod journal;
+#[cfg(feature = "engine")]
+pub mod net;
+pub mod protocol;

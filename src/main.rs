@@ -1,0 +1,3 @@
+//! The `ccat-xfer` program.
+
+fn main() {}
