@@ -145,6 +145,11 @@ impl RootBuilder {
         self.known
     }
 
+    /// Number of subtrees kept apart because what lies between them is unknown: what the collection costs in memory.
+    pub fn fragments(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// The root, once every chunk's value is known.
     pub fn root(&self) -> Result<Digest, RootError> {
         let total = self.size.count(self.file_len);

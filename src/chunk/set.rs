@@ -29,6 +29,28 @@ impl ChunkSet {
         self.ranges.range(..=index).next_back().is_some_and(|(_, &end)| index < end)
     }
 
+    /// Number of disjoint ranges: what the set costs in memory.
+    pub fn fragments(&self) -> usize {
+        self.ranges.len()
+    }
+
+    /// Those of the `count` chunks from `first` that are not in the set, as (first, count).
+    pub fn gaps(&self, first: u64, count: u64) -> Vec<(u64, u64)> {
+        let (mut at, end) = (first, first.saturating_add(count));
+        let mut gaps = Vec::new();
+        if let Some((_, &e)) = self.ranges.range(..=first).next_back() {
+            at = at.max(e);
+        }
+        while at < end {
+            let next = self.ranges.range(at..end).next().map_or((end, end), |(&s, &e)| (s, e));
+            if next.0 > at {
+                gaps.push((at, next.0 - at));
+            }
+            at = next.1;
+        }
+        gaps
+    }
+
     /// Adds one chunk; false if it was there.
     pub fn insert(&mut self, index: u64) -> bool {
         if self.contains(index) {
@@ -118,6 +140,8 @@ mod tests {
                 }
                 prop_assert_eq!(set.iter().collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
                 prop_assert_eq!(set.len(), model.len() as u64);
+                let gaps: Vec<u64> = set.gaps(first, count).into_iter().flat_map(|(s, n)| s..s + n).collect();
+                prop_assert_eq!(gaps, (first..first + count).filter(|c| !model.contains(c)).collect::<Vec<_>>());
             }
         }
     }
