@@ -1,0 +1,131 @@
+use std::thread;
+
+use super::*;
+
+#[test]
+fn fences_only_rise_and_receipts_stay() {
+    let place = Place::new();
+    let jobs = Jobs::new(place.root());
+    let (a, b) = ([1; 16], [2; 16]);
+    assert_eq!(jobs.state(a).unwrap(), JobState::default());
+    assert!(!place.at(".ccat-xfer").exists(), "asking makes nothing");
+    jobs.raise_fence(a, 5).unwrap();
+    jobs.raise_fence(a, 5).unwrap();
+    assert!(matches!(jobs.raise_fence(a, 4), Err(JournalError::Overtaken { highest: 5, ours: 4 })));
+    jobs.add_receipt(a, b"one").unwrap();
+    jobs.add_receipt(a, b"two").unwrap();
+    jobs.raise_fence(a, 9).unwrap();
+    jobs.raise_fence(b, 1).unwrap();
+    assert!(jobs.add_receipt(a, &vec![0; 600 << 10]).is_err());
+    let state = Jobs::new(place.root()).state(a).unwrap();
+    assert_eq!(state, JobState { fence: 9, receipts: vec![b"one".to_vec(), b"two".to_vec()] });
+    // A session that ends leaves it alone.
+    place.store().finish().unwrap();
+    jobs.forget(a).unwrap();
+    jobs.forget(a).unwrap();
+    assert_eq!(jobs.state(a).unwrap(), JobState::default());
+    jobs.forget(b).unwrap();
+    place.store().finish().unwrap();
+    assert!(!place.at(".ccat-xfer").exists());
+}
+
+/// Seen to fail with the job's file not locked.
+#[test]
+fn of_many_attempts_the_highest_fence_stays() {
+    let place = Place::new();
+    let job = [3; 16];
+    let accepted: Vec<u64> = thread::scope(|scope| {
+        let attempt = |fence: u64| {
+            let jobs = Jobs::new(place.root());
+            move || jobs.raise_fence(job, fence).is_ok().then_some(fence)
+        };
+        let threads: Vec<_> = (1..=40).map(|fence| scope.spawn(attempt((fence * 17) % 41))).collect();
+        threads.into_iter().filter_map(|t| t.join().unwrap()).collect()
+    });
+    assert_eq!(Jobs::new(place.root()).state(job).unwrap().fence, 40);
+    assert!(accepted.contains(&40));
+}
+
+/// A fence that cannot be read must not count as none. Seen to fail with damage taken for an empty file.
+#[test]
+fn a_damaged_fence_stops_the_job() {
+    let place = Place::new();
+    let jobs = Jobs::new(place.root());
+    let job = [4; 16];
+    jobs.raise_fence(job, 7).unwrap();
+    let file = place.at(".ccat-xfer/jobs").join("04".repeat(16));
+    let whole = fs::read(&file).unwrap();
+    // A length that is too long looks like an append that was cut short; every other byte shows the damage.
+    let second = whole.len() - 40;
+    for byte in (4..whole.len()).filter(|byte| !(second..second + 4).contains(byte)) {
+        let mut bad = whole.clone();
+        bad[byte] ^= 1;
+        fs::write(&file, &bad).unwrap();
+        assert!(matches!(jobs.raise_fence(job, 8), Err(JournalError::NotOurs { .. })), "byte {byte}");
+        assert!(jobs.state(job).is_err());
+    }
+    // A torn tail, though, was never promised to anybody.
+    fs::write(&file, [&whole[..], &whole[second..second + 30]].concat()).unwrap();
+    assert!(matches!(jobs.raise_fence(job, 6), Err(JournalError::Overtaken { .. })));
+    fs::write(&file, [&whole[..], &[0; 100]].concat()).unwrap();
+    assert_eq!(jobs.state(job).unwrap().fence, 7);
+    jobs.raise_fence(job, 8).unwrap();
+    assert_eq!(jobs.state(job).unwrap().fence, 8);
+}
+
+#[test]
+fn left_parts_are_listed_and_only_unlocked_ones_removed() {
+    let place = Place::new();
+    let data = bytes(1, 3 * CHUNK);
+    let dead = place.store();
+    let part = begin(&dead, "dead", &data);
+    let values = write(&part, &data, [0, 2]);
+    commit(&dead, &part, values);
+    let other = begin(&dead, "dead2", &data);
+    let values = write(&other, &data, [1]);
+    commit(&dead, &other, values);
+    drop((part, other, dead));
+    let live = place.store();
+    let living = begin(&live, "live", &data);
+
+    let mut parts = list_parts(&place.root()).unwrap();
+    parts.sort_by_key(|p| p.path.clone());
+    assert_eq!(parts.len(), 3);
+    assert_eq!(parts[0].path, Some(path("dead")));
+    assert_eq!((parts[0].size, parts[0].held_bytes, parts[0].locked), (len(&data), 2 * len(&data[..CHUNK]), false));
+    assert_eq!((parts[2].path.clone(), parts[2].locked), (Some(path("live")), true));
+
+    let old = Which::OlderThan(Duration::from_secs(3600));
+    assert!(remove_unlocked(&place.root(), &old).unwrap().is_empty());
+    let removed = remove_unlocked(&place.root(), &Which::These(vec![parts[0].id.clone()])).unwrap();
+    assert_eq!(removed.len(), 1);
+    assert_eq!(list_parts(&place.root()).unwrap().len(), 2);
+    let removed = remove_unlocked(&place.root(), &Which::All).unwrap();
+    assert_eq!(removed.iter().map(|p| p.path.clone()).collect::<Vec<_>>(), [Some(path("dead2"))]);
+    write(&living, &data, [0, 1, 2]);
+    assert!(matches!(publish_one(&live, Staged::Part(living), PublishMode::NoReplace), PublishOutcome::Published(_)));
+    live.finish().unwrap();
+    assert!(!place.at(".ccat-xfer").exists());
+    assert!(list_parts(&place.root()).unwrap().is_empty());
+}
+
+#[test]
+fn sessions_that_begin_and_end_at_once_do_not_disturb_each_other() {
+    let place = Place::new();
+    thread::scope(|scope| {
+        for t in 0..8 {
+            let place = &place;
+            scope.spawn(move || {
+                for round in 0..40 {
+                    let store = place.store();
+                    let name = format!("f{t}-{round}");
+                    let staged = Staged::Small(small(&store, &name, name.as_bytes()));
+                    let outcome = publish_one(&store, staged, PublishMode::NoReplace);
+                    assert!(matches!(outcome, PublishOutcome::Published(_)), "{outcome:?}");
+                    store.finish().unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(fs::read_dir(place.dir.path()).unwrap().count(), 320);
+}
