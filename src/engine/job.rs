@@ -1,7 +1,7 @@
 use std::{fmt, num::NonZeroU32, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use super::{FailureClass, Summary};
-use crate::chunk::ChunkSize;
+use crate::{chunk::ChunkSize, net::Congestion};
 
 /// What a job is asked to do, beyond where from and where to. The defaults are meant to be right.
 #[derive(Clone, Debug)]
@@ -28,6 +28,8 @@ pub struct Options {
     pub streams: Option<NonZeroU32>,
     /// Which kinds of link to try.
     pub transport: TransportChoice,
+    /// QUIC's congestion controller.
+    pub congestion: Congestion,
     /// How long a session waits for a new link after its last one died.
     pub reconnect_timeout: Duration,
     /// Bytes of chunk buffers per process.
@@ -48,6 +50,7 @@ impl Default for Options {
             rate_limit: None,
             streams: None,
             transport: TransportChoice::Auto,
+            congestion: Congestion::default(),
             reconnect_timeout: Duration::from_secs(600),
             memory_bytes: 96 << 20,
         }

@@ -162,7 +162,7 @@ impl TransportKind {
 }
 
 /// What limited the rate, as far as the engine could tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Limit {
     /// Reading the source.
     SourceDisk,
@@ -173,6 +173,7 @@ pub enum Limit {
     /// The job was told to go no faster.
     RateLimit,
     /// Too short or too even to tell.
+    #[default]
     Unknown,
 }
 
@@ -190,7 +191,7 @@ impl Limit {
 }
 
 /// The end of a job, for a human and for `--json`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Summary {
     /// Bytes of regular files that the destination now holds verified, resumed ones included.
     pub bytes: u64,

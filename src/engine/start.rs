@@ -1,0 +1,321 @@
+//! The handshake of a session, from either end, and the job behind it.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    FailureClass, JobError, Limit, Observer, Options, Summary,
+    places::{Places, resolve_destination, top_name},
+    receive::{self, Destination, host_name},
+    send::{self, SourceFigures, Sources},
+    session::{Machine, Session},
+    walk::Walk,
+};
+use crate::{
+    chunk::ChunkSize,
+    journal::{Jobs, PartStore, StoreOptions},
+    protocol::{
+        FEATURES, Hello, JobFlags, MAX_HELLO_ITEMS, Message, Purpose, Receiver, Request, Sender, TypedPath, Welcome,
+        common, unknown_required,
+    },
+};
+
+/// How long the ends wait for each other's first words.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(30);
+
+fn flags(options: &Options) -> JobFlags {
+    JobFlags {
+        overwrite: options.overwrite,
+        quick: options.quick,
+        read_back: options.read_back,
+        owner: options.owner,
+        dry_run: options.dry_run,
+    }
+}
+
+fn hello(options: &Options, request: Request) -> Message {
+    Message::Hello(Box::new(Hello {
+        required: Vec::new(),
+        optional: FEATURES.iter().map(|f| f.code).collect(),
+        program: super::program().to_owned(),
+        job: options.job.0,
+        fence: options.fence,
+        purpose: Purpose::Copy,
+        chunk_size: options.chunk_size,
+        flags: flags(options),
+        rate_limit: options.rate_limit.unwrap_or(0),
+        request,
+    }))
+}
+
+async fn hear(session: &Session) -> Result<Message, JobError> {
+    tokio::time::timeout(HANDSHAKE_LIMIT, session.hear()).await.unwrap_or_else(|_| {
+        Err(JobError::new(FailureClass::Network, "the peer said nothing for 30 s after the link was up"))
+    })
+}
+
+async fn welcome(session: &Session) -> Result<Welcome, JobError> {
+    match hear(session).await? {
+        Message::Welcome(welcome) => Ok(welcome),
+        _ => Err(JobError::new(FailureClass::Network, "the peer answered with something else than a welcome")),
+    }
+}
+
+/// A walk over the sources, or why there is nothing to walk.
+pub fn walk(sources: &[PathBuf]) -> Result<Walk, JobError> {
+    Walk::new(sources).map_err(|e| JobError::new(e.class(), e.to_string()))
+}
+
+/// Starts a job that sends.
+pub async fn push(
+    session: &Arc<Session>,
+    walk: Walk,
+    typed: &[PathBuf],
+    destination: TypedPath,
+    options: &Options,
+    observer: &Arc<dyn Observer>,
+) -> Result<Summary, JobError> {
+    use std::os::unix::ffi::OsStrExt as _;
+    let sources: Vec<Vec<u8>> = typed.iter().take(MAX_HELLO_ITEMS).map(|p| p.as_os_str().as_bytes().to_vec()).collect();
+    // A hello is one message; beyond a thousand names the receiver looks at the whole destination instead.
+    let more = typed.len() > 1000;
+    let sources = if more { sources.into_iter().take(1000).collect() } else { sources };
+    session.say(&hello(options, Request::Push { destination, sources, more }));
+    let welcome = welcome(session).await?;
+    send_side(session, walk, options.chunk_size, welcome.holds, options, observer).await
+}
+
+async fn send_side(
+    session: &Arc<Session>,
+    walk: Walk,
+    chunk_size: ChunkSize,
+    holds: bool,
+    options: &Options,
+    observer: &Arc<dyn Observer>,
+) -> Result<Summary, JobError> {
+    let started = Instant::now();
+    let streams = options.streams.and_then(|n| usize::try_from(n.get()).ok());
+    let sources = Arc::new(Sources::open(&walk, options.rate_limit, streams)?);
+    session.install(Machine::Sender(Box::new(Sender::new(chunk_size, holds))), chunk_size);
+    let result = send::drive(session, &sources, walk, observer, options.reconnect_timeout).await;
+    end(session, &result).await;
+    let figures = sources.figures();
+    let summary = session.with_sender_quietly(|s| {
+        let stats = s.stats();
+        let mut summary = Summary {
+            bytes: stats.bytes_done,
+            bytes_resumed: stats.bytes_resumed,
+            bytes_repeated: stats.bytes_repeated,
+            failed: stats.failed,
+            tree_digest: s.tree_digest(),
+            files: stats.files_done,
+            others: stats.others_done,
+            ..Summary::default()
+        };
+        if s.tree_disagrees() {
+            summary.tree_digest = None;
+        }
+        (summary, s.tree_disagrees())
+    });
+    let Some((summary, disagrees)) = summary else {
+        return Err(JobError::new(FailureClass::Bug, "no sending machine"));
+    };
+    let summary = complete(summary, session, figures, started);
+    if disagrees {
+        return Err(JobError {
+            class: FailureClass::Integrity,
+            text: "both ends have all files, but their manifests differ; run the job again".to_owned(),
+            summary: Some(Box::new(summary)),
+        });
+    }
+    result.map(|()| summary.clone()).map_err(|e| JobError { summary: Some(Box::new(summary)), ..e })
+}
+
+/// Starts a job that receives.
+pub async fn pull(
+    session: &Arc<Session>,
+    sources: Vec<TypedPath>,
+    destination: &Path,
+    options: &Options,
+    observer: &Arc<dyn Observer>,
+) -> Result<Summary, JobError> {
+    let names: Vec<Vec<u8>> = sources.iter().map(|s| s.path.clone()).collect();
+    let (root, naming) = resolve_destination(destination, &names, false, options.dry_run)?;
+    let store = open_store(&root, options.job.0, options.fence)?;
+    let holds = holds(&store, &names, &naming, false) || options.dry_run;
+    let place = Destination::new(root, store, naming, flags(options), options.chunk_size);
+    session.say(&hello(options, Request::Pull { sources, holds }));
+    welcome(session).await?;
+    receive_side(session, place, holds, options.overwrite, options.chunk_size, options.reconnect_timeout, observer)
+        .await
+}
+
+fn open_store(root: &Arc<crate::disk::Root>, job: [u8; 16], fence: u64) -> Result<PartStore, JobError> {
+    let failure = |e: crate::journal::JournalError| receive::job_failure(receive::journal_failure(&e));
+    if fence > 0 {
+        Jobs::new(Arc::clone(root)).raise_fence(job, fence).map_err(failure)?;
+    }
+    PartStore::open(Arc::clone(root), StoreOptions { job: Some((job, fence)), ..StoreOptions::default() })
+        .map_err(failure)
+}
+
+/// Whether the destination has anything that the sender should be told of before it sends.
+fn holds(store: &PartStore, typed: &[Vec<u8>], naming: &receive::Naming, more: bool) -> bool {
+    let mut names = Vec::new();
+    for path in typed {
+        match (&naming.rename, top_name(path)) {
+            (Some((_, to)), _) => names.push(to.clone()),
+            (None, Some(name)) => names.push(name),
+            // The contents of a directory may have any names.
+            (None, None) => return !store.is_untouched(),
+        }
+    }
+    if more { !store.is_untouched() } else { store.holds(&names) }
+}
+
+async fn receive_side(
+    session: &Arc<Session>,
+    place: Arc<Destination>,
+    holds: bool,
+    overwrite: bool,
+    chunk_size: ChunkSize,
+    reconnect: Duration,
+    observer: &Arc<dyn Observer>,
+) -> Result<Summary, JobError> {
+    let started = Instant::now();
+    // Frames wait for the destination; when they find it, the machine must be there.
+    session.install(Machine::Receiver(Box::new(Receiver::new(chunk_size, holds, overwrite))), chunk_size);
+    session.set_destination(Arc::clone(&place));
+    let result = receive::drive(session, &place, observer, reconnect).await;
+    let result = match result {
+        // Everything is in place and the sender was told; that it left without a word of thanks changes nothing here.
+        Err(e)
+            if e.class == FailureClass::Network && session.with_receiver_quietly(|r| r.is_complete()) == Some(true) =>
+        {
+            Ok(())
+        }
+        result => result,
+    };
+    end(session, &result).await;
+    let summary = session.with_receiver_quietly(|r| {
+        let stats = r.stats();
+        Summary {
+            bytes: stats.bytes_done,
+            bytes_resumed: stats.bytes_resumed,
+            bytes_repeated: stats.bytes_refused,
+            failed: r.failed(),
+            tree_digest: r.tree_digest(),
+            files: stats.files_done,
+            others: stats.others_done,
+            skipped: stats.skipped,
+            ..Summary::default()
+        }
+    });
+    let Some(summary) = summary else { return Err(JobError::new(FailureClass::Bug, "no receiving machine")) };
+    let skipped = summary.skipped;
+    let summary = complete(summary, session, SourceFigures { hard_links: 0, skipped }, started);
+    result.map(|()| summary.clone()).map_err(|e| JobError { summary: Some(Box::new(summary)), ..e })
+}
+
+/// Says goodbye as the end of the job demands, and ends the session.
+async fn end(session: &Session, result: &Result<(), JobError>) {
+    match result {
+        Ok(()) => {
+            session.drained(Duration::from_secs(3)).await;
+            session.leave().await;
+        }
+        Err(error) => session.abort(error.class, &error.text).await,
+    }
+}
+
+fn complete(summary: Summary, session: &Session, figures: SourceFigures, started: Instant) -> Summary {
+    let links = session.link_figures();
+    let (transport_reason, controller) = session.chosen();
+    Summary {
+        seconds: started.elapsed().as_secs_f64(),
+        wire_bytes: links.wire_bytes,
+        retransmits: links.retransmits,
+        transports: links.transports,
+        streams: links.peak_links,
+        hard_links: figures.hard_links,
+        skipped: figures.skipped,
+        transport_reason,
+        controller,
+        limited_by: Limit::Unknown,
+        ..summary
+    }
+}
+
+/// Serves one session that a peer started, to its end.
+pub async fn accept(
+    session: &Arc<Session>,
+    places: &dyn Places,
+    reconnect: Duration,
+    rate_limit: Option<u64>,
+    observer: &Arc<dyn Observer>,
+) -> Result<Summary, JobError> {
+    let outcome = accept_inner(session, places, reconnect, rate_limit, observer).await;
+    if let Err(error) = &outcome
+        && !session.over.is_cancelled()
+    {
+        session.abort(error.class, &error.text).await;
+    }
+    outcome
+}
+
+async fn accept_inner(
+    session: &Arc<Session>,
+    places: &dyn Places,
+    reconnect: Duration,
+    rate_limit: Option<u64>,
+    observer: &Arc<dyn Observer>,
+) -> Result<Summary, JobError> {
+    let Message::Hello(hello) = hear(session).await? else {
+        return Err(JobError::new(FailureClass::Network, "the session did not begin with a hello"));
+    };
+    if let Some(code) = unknown_required(&hello.required) {
+        return Err(JobError::new(
+            FailureClass::Usage,
+            format!("feature {code} is required and unknown to {}; update it", super::program()),
+        ));
+    }
+    if hello.chunk_size.buffer_bytes() > session.pool.bytes_each() {
+        return Err(JobError::new(
+            FailureClass::Usage,
+            format!("chunks of {} are larger than the buffers here; use a smaller --chunk-size", hello.chunk_size),
+        ));
+    }
+    let welcome = |holds| {
+        Message::Welcome(Welcome {
+            features: common(&hello.optional),
+            program: super::program().to_owned(),
+            host: host_name(),
+            holds,
+        })
+    };
+    match hello.request {
+        Request::Push { destination, sources, more } => {
+            let (root, naming) = places.destination(&destination, &sources, more, hello.flags)?;
+            let store = open_store(&root, hello.job, hello.fence)?;
+            let holds = holds(&store, &sources, &naming, more) || hello.flags.dry_run;
+            let place = Destination::new(root, store, naming, hello.flags, hello.chunk_size);
+            session.say(&welcome(holds));
+            receive_side(session, place, holds, hello.flags.overwrite, hello.chunk_size, reconnect, observer).await
+        }
+        Request::Pull { sources, holds } => {
+            let opened = places.sources(&sources)?;
+            let walk = walk(&opened.paths)?;
+            session.say(&welcome(false));
+            // The lower of what the endpoint allows and the starter asks for.
+            let asked = Some(hello.rate_limit).filter(|r| *r > 0);
+            let rate_limit = rate_limit.into_iter().chain(asked).min();
+            let options = Options { reconnect_timeout: reconnect, rate_limit, ..Options::default() };
+            let result = send_side(session, walk, hello.chunk_size, holds, &options, observer).await;
+            drop(opened);
+            result
+        }
+    }
+}
