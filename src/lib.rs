@@ -7,6 +7,7 @@
 //! - `buf`, `disk`, `net` (I/O): buffers, files beneath a root, links between machines.
 //! - [`journal`]: part files and the resume journal. Its module doc is the disk format.
 //! - `engine`: joins the above into `send` and `receive`.
+//! - `reach`: the two ways to a peer, ssh and a running endpoint; keeps links up.
 //! - `endpoint`: what a running `serve` accepts, and for whom.
 //! - `config`, `cli`: settings and the command line.
 
@@ -27,3 +28,5 @@ pub mod journal;
 #[cfg(feature = "engine")]
 pub mod net;
 pub mod protocol;
+#[cfg(feature = "engine")]
+pub mod reach;

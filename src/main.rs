@@ -1,3 +1,7 @@
 //! The `ccat-xfer` program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ccat_xfer::cli::main(std::env::args_os())
+}
