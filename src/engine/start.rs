@@ -37,9 +37,15 @@ fn flags(options: &Options) -> JobFlags {
 }
 
 fn hello(options: &Options, request: Request) -> Message {
+    // A sending end always packs and leaves holes out, so the other end must know both.
+    let known: Vec<u16> = FEATURES.iter().map(|f| f.code).collect();
+    let (required, optional) = match request {
+        Request::Push { .. } => (known, Vec::new()),
+        Request::Pull { .. } => (Vec::new(), known),
+    };
     Message::Hello(Box::new(Hello {
-        required: Vec::new(),
-        optional: FEATURES.iter().map(|f| f.code).collect(),
+        required,
+        optional,
         program: super::program().to_owned(),
         job: options.job.0,
         fence: options.fence,
@@ -280,6 +286,21 @@ async fn accept_inner(
         return Err(JobError::new(
             FailureClass::Usage,
             format!("feature {code} is required and unknown to {}; update it", super::program()),
+        ));
+    }
+    if hello.purpose != Purpose::Copy {
+        return Err(JobError::new(
+            FailureClass::Usage,
+            "receipts are not kept here after their session; run the job again: files that are there are compared",
+        ));
+    }
+    let spoken = |code| hello.required.contains(&code) || hello.optional.contains(&code);
+    if matches!(hello.request, Request::Pull { .. })
+        && let Some(missing) = FEATURES.iter().find(|f| !spoken(f.code))
+    {
+        return Err(JobError::new(
+            FailureClass::Usage,
+            format!("the other end must know feature {} ({}); update it", missing.code, missing.meaning),
         ));
     }
     if hello.chunk_size.buffer_bytes() > session.pool.bytes_each() {
