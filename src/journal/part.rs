@@ -33,6 +33,9 @@ pub struct Part {
     values: Vec<(u64, ChunkValue)>,
     held: Vec<HeldRange>,
     touched: Mutex<Touched>,
+    /// The kernel lets one buffered write at a time into a file and lets the others spin; who sleeps here instead leaves
+    /// its core to a hash.
+    writing: Mutex<()>,
     reservation: Reservation,
     seed: Option<SeedFile>,
 }
@@ -147,6 +150,7 @@ impl Part {
             values,
             held,
             touched: Mutex::new(touched),
+            writing: Mutex::default(),
             reservation,
             seed,
         }
@@ -197,8 +201,10 @@ impl Part {
             return Ok(());
         }
         let fresh = self.touch(offset, len);
+        let turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let written =
             if sparse { write_sparse(&self.file, data, offset, fresh) } else { self.file.write_all_at(data, offset) };
+        drop(turn);
         written.map_err(|e| self.poison("write", e))?;
         if !sparse {
             self.reservation.written(&self.file, offset, len);
