@@ -4,9 +4,13 @@
 //! file must be right, a journal must not say more than the data hold, and the next attempt must be able to finish. The
 //! same is run with each mistake of `disk::fault` planted, and must then find something.
 //!
-//! `CCAT_XFER_SOAK` = cuts per kind of transfer (20). `CCAT_XFER_SEED` repeats a run. Needs root and a loop device.
+//! The part store is cut at every kind of its own points; whole programs are cut at random instants, over every transport.
+//!
+//! `CCAT_XFER_SEED` repeats a run. Needs root and a loop device.
 
 #![expect(clippy::unwrap_used, reason = "a test; what fails outside the transfer itself ends it")]
+
+mod harness;
 
 use std::{
     cell::RefCell,
@@ -29,7 +33,12 @@ use ccat_xfer::{
         GroupItem, JournalError, PartStore, Publish, PublishMode, PublishOutcome, SmallPart, Staged, StoreOptions,
     },
 };
+use harness::{
+    Events, Far, Rng, Scene, Transport, TreeSpec, Xfer, assert_same_tree, build, check_digests, count, exit, far_pids,
+    kill, seed,
+};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
+use rustix::process::Signal;
 
 /// What is sent.
 #[derive(Clone, Copy, Debug)]
@@ -52,9 +61,8 @@ struct Told {
 #[test]
 fn acknowledged_bytes_survive_power_cuts() {
     let Some(disk) = Disk::new() else { return };
-    let cuts = number("CCAT_XFER_SOAK").unwrap_or(20);
-    let seed = number("CCAT_XFER_SEED").unwrap_or_else(rand::random);
-    println!("CCAT_XFER_SEED={seed}, {cuts} cuts of each kind");
+    let cuts = count("power cuts of the part store, of each kind", 100);
+    let seed = seed("acknowledged_bytes_survive_power_cuts").next();
     for kind in [Kind::Large, Kind::Packed] {
         let points = disk.points(kind, None);
         let mut rng = StdRng::seed_from_u64(seed);
@@ -73,8 +81,7 @@ fn acknowledged_bytes_survive_power_cuts() {
 #[test]
 fn planted_mistakes_are_found_by_power_cuts() {
     let Some(disk) = Disk::new() else { return };
-    let seed = number("CCAT_XFER_SEED").unwrap_or_else(rand::random);
-    println!("CCAT_XFER_SEED={seed}");
+    let seed = seed("planted_mistakes_are_found_by_power_cuts").next();
     for (fault, kind) in [
         (Fault::SyncOrderSwapped, Kind::Large),
         (Fault::DirectorySyncDropped, Kind::Large),
@@ -95,6 +102,37 @@ fn planted_mistakes_are_found_by_power_cuts() {
             Some((n, at, violation)) => println!("{fault:?}, {kind:?}: found by cut {n} (point {at}): {violation}"),
             None => panic!("{fault:?} with {kind:?} was not found by a cut at any point"),
         }
+    }
+}
+
+/// Stretches the runs of whole programs, so that an instant within one can be hit.
+const PROGRAM_BYTES_PER_S: u64 = 60_000_000;
+const PROGRAM_LARGE_BYTES: u64 = 96 << 20;
+
+/// The power goes while the program receives: pushed to and pulling, over every transport, at a random instant. What it said
+/// was durable or published must be so after the remount, and the next run must finish without sending that again.
+#[test]
+fn whole_programs_survive_power_cuts() {
+    let Some(disk) = Disk::new() else { return };
+    let mut rng = seed("whole_programs_survive_power_cuts");
+    let cuts = count("power cuts of whole programs, of each kind", 100);
+    let scene = Scene::new("power");
+    for (kind, spec) in
+        [(Kind::Large, TreeSpec::plain(PROGRAM_LARGE_BYTES, 0)), (Kind::Packed, TreeSpec::plain(0, PACKED))]
+    {
+        let source = scene.join(&format!("{kind:?}"));
+        build(&source, &spec, &mut rng);
+        let bytes = spec.large + spec.small_files * spec.small_bytes;
+        let (mut durable, mut published) = (0, 0);
+        for _ in 0..cuts {
+            let told = disk.cut_a_program(&scene, &source, bytes, &mut rng);
+            durable += u64::from(told.durable() > 0);
+            published += told.with_action("copied");
+        }
+        harness::say(&format!(
+            "{kind:?}: {cuts} cuts of whole programs, {durable} after something was durable, {published} files were published"
+        ));
+        assert!(durable > 0, "no cut ever found anything to lose");
     }
 }
 
@@ -127,7 +165,7 @@ impl Disk {
 
     fn format(&self) {
         let image = self.dir.path().join("image");
-        File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        File::create(&image).unwrap().set_len(IMAGE_BYTES).unwrap();
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=1,nodiscard"]).arg(&image)).unwrap();
     }
 
@@ -171,6 +209,42 @@ impl Disk {
         fault::at_points(None);
         fault::plant(None);
         (power.points.borrow().clone(), result.map_err(|e| e.to_string()))
+    }
+
+    /// One cut and its aftermath; what the program had said before it.
+    fn cut_a_program(&self, scene: &Scene, source: &Path, bytes: u64, rng: &mut Rng) -> Events {
+        self.format();
+        self.mount().unwrap();
+        let power = File::open(self.mount_point()).unwrap();
+        let dest = self.mount_point().join("dest");
+        let (transport, push) = (*rng.pick(&Transport::ALL), rng.coin());
+        let length = Duration::from_millis(bytes * 1000 / PROGRAM_BYTES_PER_S + 400);
+        let after = Duration::from_millis(rng.below(u64::try_from(length.as_millis()).unwrap()));
+        let story = format!("push: {push}, {transport:?}, cut after {after:?}");
+        let others = far_pids(scene).len();
+        let xfer = || Xfer::new(scene, Far::Rsh, transport);
+        let limit = PROGRAM_BYTES_PER_S.to_string();
+        let mut run = xfer().arg("--rate-limit").arg(limit).spawn(push, source, &dest);
+        run.wait_until(after, |_| false);
+        shut_down(&power);
+        drop(power);
+        let far = far_pids(scene).split_off(others);
+        let told = Events::parse(&run.kill_now().stdout);
+        for pid in far {
+            kill(pid, Signal::KILL);
+        }
+        scene.assert_no_engine_left(Duration::from_secs(45));
+        self.unmount();
+        self.mount().unwrap();
+        if told.with_action("copied") > 0 {
+            assert_eq!(check_digests(&told, &dest), told.with_action("copied"), "{story}");
+        }
+        let again = xfer().run(push, source, &dest).expect_code(exit::SUCCESS).events();
+        assert_same_tree(source, &dest);
+        let resumed = again.number("bytes_resumed");
+        assert!(resumed >= told.durable(), "{} bytes were durable, {resumed} were found: {story}", told.durable());
+        self.unmount();
+        told
     }
 
     fn cut_and_check(&self, kind: Kind, planted: Option<Fault>, at: u64) -> Result<(), String> {
@@ -242,6 +316,7 @@ fn shut_down(mount: &File) {
     }
 }
 
+const IMAGE_BYTES: u64 = 256 << 20;
 const GROUPS: u64 = 6;
 const GROUP_CHUNKS: u64 = 4;
 const LARGE: &str = "new/dir/large";
@@ -434,8 +509,4 @@ fn run(command: &mut Command) -> Result<(), String> {
         Ok(output) => Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim())),
         Err(e) => Err(format!("{command:?}: {e}")),
     }
-}
-
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.parse().ok()
 }
