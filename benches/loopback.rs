@@ -10,6 +10,16 @@
 //!
 //! The rows of one size take turns run by run, so that all see the same machine. Figures are medians. bbcp sleeps one
 //! second before it ends; its rows show that second in a column of its own, and the rate with it taken off.
+//!
+//! What profiles of 4 GiB over TCP taught (`perf record -e cpu-clock -a`; both ends on two cores of an EPYC with AVX2):
+//!
+//! - BLAKE3 at both ends is 20 % of all CPU time, AES-GCM 16 %, the kernel's copies into and out of files and sockets 30 %,
+//!   copies between rustls' buffers and ours 9 %.
+//! - Two buffered writes into one inode at a time do not run side by side: the second spins for the inode's lock. Letting
+//!   it sleep instead took 15 % off the wall time (6.7 s to 5.7 s).
+//! - The CPU jitter collector of aws-lc costs each process 80 ms at its first random number; a send of one small file
+//!   took 80 ms with it and takes 10 ms without (`.cargo/config.toml`).
+//! - Pieces of 128 KiB between cipher and socket stay in a core's cache; with 512 KiB everything takes half as long again.
 
 use std::{
     fs::{self, File},
