@@ -250,6 +250,7 @@ impl Script {
             chunk_size: ChunkSize::DEFAULT,
             flags: JobFlags::default(),
             rate_limit: 0,
+            streams: 0,
             request: Request::Push {
                 destination: TypedPath { location: "data".into(), path: dest.as_bytes().to_vec() },
                 sources: vec![b"flood/".to_vec()],

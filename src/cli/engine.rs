@@ -177,7 +177,13 @@ pub(super) mod tests {
                         summary.files += 1;
                         summary.bytes += entry.meta.size;
                         let path = entry.path.as_bytes().to_vec();
-                        observer.file(&FileReport { path, size: entry.meta.size, digest, action: Action::Copied });
+                        observer.file(&FileReport {
+                            path,
+                            size: entry.meta.size,
+                            digest,
+                            action: Action::Copied,
+                            evidence: Vec::new(),
+                        });
                     }
                 }
             }

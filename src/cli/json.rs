@@ -6,7 +6,9 @@
 //! - `file`: one entry reached its end. `path` relative to the destination, null unless it is UTF-8; `path_b64` the same
 //!   bytes in base64, always; `size`; `digest` BLAKE3 in hexadecimal, or null; `action`: `copied`, `same`, `trusted`,
 //!   `made`, `skipped`, `would_copy`, `verified` or `failed`; with `failed` also `class` (a word of [`super::exit`]) and
-//!   `text`.
+//!   `text`. If the receiver said how it knows: `evidence`, a list of `method` (`received`, `direct`, `dropped`,
+//!   `cached`), `medium` (`memory`, `disk`), `cached` (may have come from a cache), `host`, `program`, `start_ns` and
+//!   `end_ns` (since 1970-01-01 UTC).
 //! - `progress`: `entries_done`, `entries_found`, `bytes_done` (verified), `bytes_durable`, `bytes_found`,
 //!   `scan_complete`, `links`.
 //! - `warning`: `text`.
@@ -26,7 +28,10 @@ use std::{
 use serde::Serialize;
 
 use super::{base64, exit::Exit, verify::Outcome};
-use crate::engine::{Action, FileReport, JobError, Progress, Summary};
+use crate::{
+    engine::{Action, FileReport, JobError, Progress, Summary},
+    protocol::Evidence,
+};
 
 const SCHEMA: u32 = 1;
 
@@ -67,6 +72,7 @@ impl Json {
                 action: report.action.word(),
                 class,
                 text,
+                evidence: report.evidence.iter().map(Proof::of).collect(),
             },
             false,
         );
@@ -85,6 +91,7 @@ impl Json {
                 action: "verified",
                 class: None,
                 text: None,
+                evidence: Vec::new(),
             },
             false,
         );
@@ -193,6 +200,33 @@ struct FileEvent<'a> {
     class: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    evidence: Vec<Proof<'a>>,
+}
+
+#[derive(Serialize)]
+struct Proof<'a> {
+    method: &'a str,
+    medium: &'a str,
+    cached: bool,
+    host: &'a str,
+    program: &'a str,
+    start_ns: i64,
+    end_ns: i64,
+}
+
+impl<'a> Proof<'a> {
+    fn of(evidence: &'a Evidence) -> Self {
+        Self {
+            method: &evidence.method,
+            medium: &evidence.medium,
+            cached: evidence.cached,
+            host: &evidence.host,
+            program: &evidence.program,
+            start_ns: evidence.start_ns,
+            end_ns: evidence.end_ns,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -317,9 +351,25 @@ pub(super) mod tests {
     fn golden_events() {
         let out = Captured::default();
         let json = Json::to(Box::new(out.clone()));
-        let mut report =
-            FileReport { path: b"a/b".to_vec(), size: 3, digest: Some(Digest([1; 32])), action: Action::Copied };
+        let mut report = FileReport {
+            path: b"a/b".to_vec(),
+            size: 3,
+            digest: Some(Digest([1; 32])),
+            action: Action::Copied,
+            evidence: Vec::new(),
+        };
         json.file(&report);
+        report.evidence.push(Evidence {
+            method: "direct".into(),
+            medium: "disk".into(),
+            cached: false,
+            host: "h".into(),
+            program: "p 1".into(),
+            start_ns: 4,
+            end_ns: 5,
+        });
+        json.file(&report);
+        report.evidence.clear();
         json.verified(&report);
         report.path = b"\xff\n".to_vec();
         report.digest = None;
@@ -345,6 +395,7 @@ pub(super) mod tests {
         let ab = "ab".repeat(32);
         let golden = format!(
             r#"{{"schema":1,"event":"file","path":"a/b","path_b64":"YS9i","size":3,"digest":"{one}","action":"copied"}}
+{{"schema":1,"event":"file","path":"a/b","path_b64":"YS9i","size":3,"digest":"{one}","action":"copied","evidence":[{{"method":"direct","medium":"disk","cached":false,"host":"h","program":"p 1","start_ns":4,"end_ns":5}}]}}
 {{"schema":1,"event":"file","path":"a/b","path_b64":"YS9i","size":3,"digest":"{one}","action":"verified"}}
 {{"schema":1,"event":"file","path":null,"path_b64":"/wo=","size":3,"digest":null,"action":"failed","class":"source","text":"gone"}}
 {{"schema":1,"event":"progress","entries_done":1,"entries_found":2,"bytes_done":3,"bytes_durable":4,"bytes_found":5,"scan_complete":true,"links":6}}

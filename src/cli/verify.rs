@@ -132,8 +132,13 @@ fn check(root: &Path, lines: &[Line], mut report: impl FnMut(&FileReport)) {
 
 fn check_one(root: &Path, line: &Line, buffer: &mut [u8]) -> FileReport {
     let path = root.join(std::ffi::OsStr::from_bytes(line.path.as_bytes()));
-    let mut file =
-        FileReport { path: line.path.as_bytes().to_vec(), size: 0, digest: Some(line.digest), action: Action::Same };
+    let mut file = FileReport {
+        path: line.path.as_bytes().to_vec(),
+        size: 0,
+        digest: Some(line.digest),
+        action: Action::Same,
+        evidence: Vec::new(),
+    };
     match digest(&path, buffer) {
         Ok((found, size)) => {
             file.size = size;

@@ -132,7 +132,13 @@ mod tests {
     };
 
     fn report(path: &str, action: Action) -> FileReport {
-        FileReport { path: path.into(), size: 1, digest: Some(Digest::of(path.as_bytes())), action }
+        FileReport {
+            path: path.into(),
+            size: 1,
+            digest: Some(Digest::of(path.as_bytes())),
+            action,
+            evidence: Vec::new(),
+        }
     }
 
     #[test]

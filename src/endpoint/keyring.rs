@@ -83,6 +83,11 @@ impl Keyring {
         self.folder.join("certificate.pem")
     }
 
+    /// The files that decide who we are and whom we trust. Some need not exist.
+    pub fn files(&self) -> [PathBuf; 3] {
+        ["identity.pem", "ca.pem", trust::FILE_NAME].map(|name| self.folder.join(name))
+    }
+
     /// Makes a self-signed identity; never replaces one.
     pub fn make(&self) -> Result<Identity, KeyringError> {
         let identity = Identity::throw_away()?;

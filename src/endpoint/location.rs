@@ -7,7 +7,7 @@ use super::{
 use crate::{
     chunk::{RelPath, escape_bytes},
     disk::{FileKind, Root},
-    engine::{FailureClass, JobError, Naming, Opened, Places, top_name},
+    engine::{Attempts, FailureClass, JobError, Naming, Opened, Places, top_name},
     protocol::{JobFlags, TypedPath},
 };
 
@@ -16,6 +16,8 @@ use crate::{
 pub struct Locations {
     roots: BTreeMap<String, Arc<Root>>,
     rights: BTreeMap<String, Rights>,
+    // The same for every reload, like the sessions that it is about.
+    attempts: Arc<Attempts>,
 }
 
 impl Locations {
@@ -33,7 +35,7 @@ impl Locations {
                 Ok((l.name.clone(), Arc::new(root)))
             })
             .collect::<Result<_, JobError>>()?;
-        Ok(Self { roots, rights: settings.rights() })
+        Ok(Self { roots, rights: settings.rights(), attempts: Arc::default() })
     }
 
     /// The locations as `peer` sees them.
@@ -46,7 +48,7 @@ impl Locations {
     /// # Errors
     /// A location's directory cannot be opened.
     pub fn with_rights_of(&self, settings: &Settings) -> Result<Self, JobError> {
-        let mut fresh = Self::open(settings)?;
+        let mut fresh = Self { attempts: Arc::clone(&self.attempts), ..Self::open(settings)? };
         for (name, root) in &self.roots {
             if fresh.roots.get(name).is_some_and(|r| r.path() == root.path()) {
                 fresh.roots.insert(name.clone(), Arc::clone(root));
@@ -168,5 +170,20 @@ impl Places for PeerPlaces {
             opened.paths.push(at);
         }
         Ok(opened)
+    }
+
+    fn kept_at(&self, typed: &TypedPath) -> Result<Vec<Arc<Root>>, JobError> {
+        let root = self.root(typed, Right::Create).or_else(|_| self.root(typed, Right::Read))?;
+        let (path, _) = Self::below(typed)?;
+        let parent = path.split_last().map(|(parent, _)| parent);
+        Ok([Some(path), parent].into_iter().flatten().filter_map(|at| root.beneath(&at).ok().map(Arc::new)).collect())
+    }
+
+    fn peer(&self) -> Option<&str> {
+        Some(&self.peer)
+    }
+
+    fn attempts(&self) -> Option<&Attempts> {
+        Some(&self.locations.attempts)
     }
 }

@@ -3,8 +3,8 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
     time::Duration,
 };
 
@@ -16,13 +16,15 @@ use crate::{
     buf::Pool,
     chunk::ChunkSize,
     engine::{
-        FailureClass, JobError, LinkError, Observer, Session, Silent, accept, accept_link, hear_hello, proves, refuse,
-        run_link,
+        FailureClass, JobError, LinkError, Observer, Pace, Session, Silent, accept, accept_link, hear_hello, proves,
+        refuse, run_link,
     },
     net::{BindOptions, Fingerprint, HandshakeLimits, Identity, Link, Listener, NetError, PeerPolicy, Tuning},
     protocol::{Class, LinkHello, PROTOCOL_VERSION, SessionId},
 };
 
+/// How often the files of keys, peers and rights are looked at.
+const RELOAD_EVERY: Duration = Duration::from_secs(2);
 /// How long a session outlives its links.
 const RECONNECT_LIMIT: Duration = Duration::from_secs(600);
 
@@ -32,12 +34,16 @@ pub struct Endpoint {
     settings: Settings,
     locations: RwLock<Arc<Locations>>,
     sessions: Mutex<HashMap<SessionId, Open>>,
+    // One for each peer that has a session, where there is a limit.
+    paces: Mutex<HashMap<String, Weak<Pace>>>,
     over: CancellationToken,
 }
 
 struct Open {
     session: Arc<Session>,
     peer: Fingerprint,
+    // Rights and limits are given to names; one peer may have several keys.
+    name: String,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -74,6 +80,7 @@ impl Endpoint {
             settings,
             locations: RwLock::new(locations),
             sessions: Mutex::default(),
+            paces: Mutex::default(),
             over: CancellationToken::new(),
         }))
     }
@@ -166,9 +173,10 @@ impl Endpoint {
 
     /// Lets the link into its session, opening it if it may be.
     async fn admit(self: &Arc<Self>, link: &mut Link, hello: &LinkHello) -> Result<(), (Class, String)> {
-        if hello.version != PROTOCOL_VERSION {
+        // Who speaks a later version too is answered in ours.
+        if hello.version < PROTOCOL_VERSION {
             return Err((
-                Class::Usage,
+                Class::Network,
                 format!(
                     "protocol version {} is not spoken here, only {PROTOCOL_VERSION}; update the older end",
                     hello.version
@@ -200,7 +208,7 @@ impl Endpoint {
         if self.over.is_cancelled() {
             return Err((Class::Network, "the endpoint is being stopped".to_owned()));
         }
-        let of_peer = sessions.values().filter(|open| open.peer == peer.fingerprint).count();
+        let of_peer = sessions.values().filter(|open| open.name == peer.name.as_str()).count();
         if sessions.len() >= self.settings.max_sessions || of_peer >= self.settings.max_sessions_per_peer {
             return Err((
                 Class::Network,
@@ -211,17 +219,32 @@ impl Endpoint {
         let buffers = (self.settings.memory_per_session / chunk_size.buffer_bytes()).max(6);
         let pool = Pool::new(buffers, chunk_size.buffer_bytes());
         let session = Session::new(hello.session, secret.clone(), pool, chunk_size);
-        sessions.insert(hello.session, Open { session: Arc::clone(&session), peer: peer.fingerprint });
+        let name = peer.name.as_str().to_owned();
+        let open = Open { session: Arc::clone(&session), peer: peer.fingerprint, name: name.clone() };
+        sessions.insert(hello.session, open);
         drop(sessions);
-        let (here, name) = (Arc::clone(self), peer.name.as_str().to_owned());
+        let here = Arc::clone(self);
         tokio::spawn(async move { here.conduct(session, &name).await });
         Ok(())
+    }
+
+    /// The rate that all sessions of this peer keep to together.
+    fn pace_of(&self, peer: &str) -> Option<Arc<Pace>> {
+        let limit = self.settings.rate_limit?;
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        paces.retain(|_, pace| pace.strong_count() > 0);
+        if let Some(pace) = paces.get(peer).and_then(Weak::upgrade) {
+            return Some(pace);
+        }
+        let pace = Arc::new(Pace::new(Some(limit)));
+        paces.insert(peer.to_owned(), Arc::downgrade(&pace));
+        Some(pace)
     }
 
     async fn conduct(self: Arc<Self>, session: Arc<Session>, peer: &str) {
         let places = self.locations.read().unwrap_or_else(PoisonError::into_inner).seen_by(peer);
         let observer: Arc<dyn Observer> = Arc::new(Silent);
-        let outcome = accept(&session, &places, RECONNECT_LIMIT, self.settings.rate_limit, &observer).await;
+        let outcome = accept(&session, &places, RECONNECT_LIMIT, self.pace_of(peer), &observer).await;
         session.close("the job is over").await;
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&session.id);
         match outcome {
@@ -242,7 +265,7 @@ impl Endpoint {
 #[derive(Debug)]
 pub struct Prepared {
     settings: Settings,
-    file: std::path::PathBuf,
+    file: PathBuf,
     keyring: Keyring,
     confined: Result<&'static str, String>,
 }
@@ -273,7 +296,8 @@ pub fn prepare(file: &Path, identity_folder: Option<&Path>) -> Result<Prepared, 
     Ok(Prepared { settings, file: file.to_owned(), keyring, confined })
 }
 
-/// Runs a prepared endpoint until `cancel`; SIGHUP reloads keys, peers and rights.
+/// Runs a prepared endpoint until `cancel`. Keys, peers and rights are reloaded on SIGHUP, and within 2 s of a change of
+/// their files. A file that is found half written is refused, and read again when it has changed once more.
 ///
 /// # Errors
 /// What keeps it from starting.
@@ -294,20 +318,45 @@ pub async fn serve(prepared: Prepared, cancel: CancellationToken) -> Result<(), 
     if let Some(why) = endpoint.without_quic() {
         tracing::warn!(why, "QUIC is not served");
     }
+    let watched: Arc<[PathBuf]> = keyring.files().into_iter().chain([file.clone()]).collect();
+    let mut seen = look(&watched).await;
+    let mut every = tokio::time::interval(RELOAD_EVERY);
     let serving = tokio::spawn(Arc::clone(&endpoint).serve(cancel.clone()));
     loop {
         tokio::select! {
             () = cancel.cancelled() => break,
-            _ = hangup.recv() => match Settings::load(&file) {
-                Ok(fresh) => match endpoint.reload(&fresh, &keyring) {
-                    Ok(()) => tracing::info!("keys, peers and rights reloaded"),
-                    Err(error) => tracing::error!(%error, "the old keys, peers and rights stay"),
-                },
-                Err(error) => tracing::error!(%error, "the old settings stay"),
-            },
+            _ = hangup.recv() => {
+                seen = look(&watched).await;
+                reload(&endpoint, &file, &keyring);
+            }
+            _ = every.tick() => {
+                let found = look(&watched).await;
+                if found != seen {
+                    seen = found;
+                    reload(&endpoint, &file, &keyring);
+                }
+            }
         }
     }
     serving.await.map_err(|_| JobError::new(FailureClass::Bug, "the endpoint ended badly"))
+}
+
+fn reload(endpoint: &Endpoint, file: &Path, keyring: &Keyring) {
+    match Settings::load(file) {
+        Ok(fresh) => match endpoint.reload(&fresh, keyring) {
+            Ok(()) => tracing::info!("keys, peers and rights reloaded"),
+            Err(error) => tracing::error!(%error, "the old keys, peers and rights stay"),
+        },
+        Err(error) => tracing::error!(%error, "the old settings stay"),
+    }
+}
+
+/// What tells one state of the files from the next: inode, length and time of change of each.
+async fn look(files: &Arc<[PathBuf]>) -> Option<Vec<Option<(u64, u64, i64, i64)>>> {
+    use std::os::unix::fs::MetadataExt as _;
+    let files = Arc::clone(files);
+    let stamp = |file: &PathBuf| std::fs::metadata(file).ok().map(|m| (m.ino(), m.len(), m.ctime(), m.ctime_nsec()));
+    tokio::task::spawn_blocking(move || files.iter().map(stamp).collect()).await.ok()
 }
 
 struct SocketWord(IpAddr, u16);

@@ -25,7 +25,7 @@ pub struct Settings {
     /// Sessions at once. Default 64.
     #[serde(default = "default_sessions")]
     pub max_sessions: usize,
-    /// Sessions of one peer at once. Default 16.
+    /// Sessions of one peer at once, whichever of its keys opened them. Default 16.
     #[serde(default = "default_peer_sessions")]
     pub max_sessions_per_peer: usize,
     /// Links of one session at once. Default 16.
@@ -34,7 +34,7 @@ pub struct Settings {
     /// Bytes of buffers of one session. Default 64 MiB.
     #[serde(default = "default_memory")]
     pub memory_per_session: usize,
-    /// Bytes per second that this endpoint sends to one session. Default: no limit.
+    /// Bytes per second that this endpoint sends to one peer, over all its sessions. Default: no limit.
     #[serde(default)]
     pub rate_limit: Option<u64>,
     /// Confine the process to its locations and identity folder where the kernel can (Landlock). Default true.

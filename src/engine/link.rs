@@ -95,12 +95,23 @@ pub async fn introduce(link: &mut Link, session: &Session, open: bool) -> Result
 pub async fn await_answer(link: &mut Link, session: &Session) -> Result<(), LinkError> {
     let (kind, body) = recv_small(&mut link.main_recv).await?;
     match LinkAnswer::decode(kind, &body)? {
-        LinkAnswer::Accept { proof, .. } => {
+        LinkAnswer::Accept { version, proof } => {
+            check_version(version)?;
             let ours = link_proof(&session.secret, &session.id, LinkSide::Listener, &link.info.binding);
             if bool::from(ours.ct_eq(&proof)) { Ok(()) } else { Err(LinkError::Proof) }
         }
         LinkAnswer::Refuse { class, text } => Err(LinkError::Refused { class, text }),
     }
+}
+
+/// The listening side chooses a version up to ours. There is one only.
+fn check_version(answered: u16) -> Result<(), ProtocolError> {
+    if answered == PROTOCOL_VERSION {
+        return Ok(());
+    }
+    Err(ProtocolError::PeerIncompatible(format!(
+        "it speaks version {answered} of the protocol, and only {PROTOCOL_VERSION} is spoken here"
+    )))
 }
 
 /// Reads the dialing side's first frame.
@@ -220,7 +231,8 @@ async fn read_main(
     if let Some(info) = unanswered {
         let (kind, body) = recv_small(&mut recv).await?;
         match LinkAnswer::decode(kind, &body)? {
-            LinkAnswer::Accept { proof, .. } => {
+            LinkAnswer::Accept { version, proof } => {
+                check_version(version)?;
                 let ours = link_proof(&session.secret, &session.id, LinkSide::Listener, &info.binding);
                 if !bool::from(ours.ct_eq(&proof)) {
                     return Err(LinkError::Proof);

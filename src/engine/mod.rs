@@ -3,10 +3,12 @@
 //! [`Session`] holds the machine of one end and the links that are up; [`run_link`] carries frames between a link and its
 //! session; [`push`], [`pull`] and [`accept`] hold the handshake and drive the machine to its end.
 
+mod attempts;
 mod job;
 mod link;
 mod pace;
 mod places;
+mod receipts;
 mod receive;
 mod report;
 mod send;
@@ -16,12 +18,15 @@ pub mod walk;
 
 use std::time::Duration;
 
+pub use attempts::Attempts;
 pub use job::{Direction, JobError, JobId, Options, Remote, RemotePath, TransportChoice};
 pub use link::{
     LinkError, accept as accept_link, await_answer, hear_hello, hear_hello_whenever, introduce, proves, refuse,
     run as run_link,
 };
+pub use pace::Pace;
 pub use places::{Home, Opened, Places, resolve_destination, top_name};
+pub use receipts::{Kept, KeptTree, ask_receipts};
 pub use receive::{Naming, host_name};
 pub use report::{Action, FailureClass, FileReport, Limit, Observer, Progress, Silent, Summary, TransportKind};
 pub use session::{Session, class_of, wire_class};

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{FailureClass, JobError, receive::Naming};
+use super::{Attempts, FailureClass, JobError, receive::Naming};
 use crate::{
     chunk::escape_bytes,
     disk::Root,
@@ -33,6 +33,24 @@ pub trait Places: Send + Sync {
     /// # Errors
     /// Usage, identity (no right) or source.
     fn sources(&self, typed: &[TypedPath]) -> Result<Opened, JobError>;
+
+    /// The directories that may keep the receipts of a job that was sent to `typed`, the likelier first: a destination
+    /// that did not exist then does now. Makes nothing.
+    ///
+    /// # Errors
+    /// Usage or identity (no right).
+    fn kept_at(&self, typed: &TypedPath) -> Result<Vec<Arc<Root>>, JobError>;
+
+    /// The peer's name, if what is kept for one peer is not to be told to another. `None` where the operating system
+    /// decides who may read what.
+    fn peer(&self) -> Option<&str> {
+        None
+    }
+
+    /// The attempts that run beside this one in the same process.
+    fn attempts(&self) -> Option<&Attempts> {
+        None
+    }
 }
 
 /// Sources as the walk takes them, and what keeps their paths meaningful.
@@ -139,6 +157,16 @@ impl Places for Home {
     fn sources(&self, typed: &[TypedPath]) -> Result<Opened, JobError> {
         let paths = typed.iter().map(Self::path).collect::<Result<_, _>>()?;
         Ok(Opened { paths, handles: Vec::new() })
+    }
+
+    fn kept_at(&self, typed: &TypedPath) -> Result<Vec<Arc<Root>>, JobError> {
+        let path = Self::path(typed)?;
+        let parent = match path.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => Some(Path::new(".")),
+            parent => parent,
+        };
+        let roots = [Some(path.as_path()), parent].into_iter().flatten();
+        Ok(roots.filter_map(|at| Root::open(at).ok().map(Arc::new)).collect())
     }
 }
 

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use crate::chunk::Digest;
+use crate::{chunk::Digest, protocol::Evidence};
 
 /// What a job tells whoever watches it. Calls are short and come from any thread; an implementation must not block.
 pub trait Observer: Send + Sync + fmt::Debug {
@@ -33,6 +33,8 @@ pub struct FileReport {
     pub digest: Option<Digest>,
     /// What was done.
     pub action: Action,
+    /// How the receiver knows that the bytes are there: what it hashed, from where, when.
+    pub evidence: Vec<Evidence>,
 }
 
 /// What was done about one entry.

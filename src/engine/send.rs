@@ -63,7 +63,7 @@ pub(super) struct SourceFigures {
 
 impl Sources {
     /// Opens the roots of a walk.
-    pub(super) fn open(walk: &Walk, rate_limit: Option<u64>, streams: Option<usize>) -> Result<Self, JobError> {
+    pub(super) fn open(walk: &Walk, pace: Pace, streams: Option<usize>) -> Result<Self, JobError> {
         let roots = walk
             .roots()
             .iter()
@@ -73,7 +73,7 @@ impl Sources {
             roots,
             tops: Mutex::default(),
             open: Mutex::default(),
-            pace: Pace::new(rate_limit),
+            pace,
             streams,
             hard_links: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
@@ -308,6 +308,7 @@ fn report(observer: &Arc<dyn Observer>, event: SenderEvent, sources: &Sources) {
                 size: receipt.size,
                 digest: receipt.digest,
                 action: reported(receipt.done),
+                evidence: receipt.evidence,
             });
         }
         SenderEvent::Failed(entry, class, text) => observer.file(&FileReport {
@@ -315,6 +316,7 @@ fn report(observer: &Arc<dyn Observer>, event: SenderEvent, sources: &Sources) {
             size: entry.size(),
             digest: None,
             action: Reported::Failed { class: class_of(class), text },
+            evidence: Vec::new(),
         }),
     }
 }

@@ -3,7 +3,7 @@
 //! Locking: one short mutex guards channel, links and machine. Nothing is awaited under it and no disk is touched.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -25,6 +25,8 @@ use crate::{
 
 /// Messages that may wait for a machine during the handshake.
 const MAX_EARLY_MESSAGES: usize = 4096;
+/// Their bytes, beyond which nothing more is taken from links.
+const MAX_EARLY_BYTES: usize = 4 << 20;
 
 /// What a session is made of; shared by its links' tasks and its driver.
 pub struct Session {
@@ -61,7 +63,9 @@ pub(super) struct State {
     pub(super) links: BTreeMap<LinkId, LinkEntry>,
     next_link: LinkId,
     pub(super) machine: Machine,
-    early: Vec<Message>,
+    // With the bytes that each one took on the wire.
+    early: VecDeque<(Message, usize)>,
+    early_bytes: usize,
     failure: Option<JobError>,
     lost_since: Option<Instant>,
     last_link_error: Option<String>,
@@ -119,7 +123,8 @@ impl Session {
                 links: BTreeMap::new(),
                 next_link: 1,
                 machine: Machine::None,
-                early: Vec::new(),
+                early: VecDeque::new(),
+                early_bytes: 0,
                 failure: None,
                 lost_since: Some(Instant::now()),
                 last_link_error: None,
@@ -173,13 +178,34 @@ impl Session {
         sender.next_work()
     }
 
-    /// Waits while the receiving machine has too much to do to take more from links.
+    /// Waits while the receiving machine has too much to do to take more from links, or nobody has yet heard what came.
     pub(super) async fn uncongested(&self) {
         loop {
             let changed = self.progress.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if self.over.is_cancelled() || self.with_receiver_quietly(|r| r.is_congested()) != Some(true) {
+            let congested = {
+                let state = self.lock();
+                match &state.machine {
+                    Machine::None => state.early_bytes > MAX_EARLY_BYTES,
+                    Machine::Sender(_) => false,
+                    Machine::Receiver(receiver) => receiver.is_congested(),
+                }
+            };
+            if self.over.is_cancelled() || !congested {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits while the peer has yet to hear too much of what was said already.
+    pub(super) async fn unburdened(&self) {
+        loop {
+            let changed = self.progress.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if self.over.is_cancelled() || self.failure().is_some() || !self.lock().channel.is_congested() {
                 return;
             }
             changed.await;
@@ -292,7 +318,8 @@ impl Session {
         let mut state = self.lock();
         state.machine = machine;
         state.chunk_size = chunk_size;
-        for message in std::mem::take(&mut state.early) {
+        state.early_bytes = 0;
+        for (message, _) in std::mem::take(&mut state.early) {
             if let Err(error) = dispatch(&mut state.machine, message) {
                 self.fail_locked(&mut state, protocol_failure(&error));
                 return;
@@ -315,8 +342,10 @@ impl Session {
             changed.as_mut().enable();
             {
                 let mut state = self.lock();
-                if !state.early.is_empty() {
-                    return Ok(state.early.remove(0));
+                if let Some((message, bytes)) = state.early.pop_front() {
+                    state.early_bytes -= bytes;
+                    self.progress.notify_waiters();
+                    return Ok(message);
                 }
                 if let Some(failure) = &state.failure {
                     return Err(failure.clone());
@@ -346,7 +375,10 @@ impl Session {
         }
         let inner = &mut *state;
         match &mut inner.machine {
-            Machine::None if inner.early.len() < MAX_EARLY_MESSAGES => inner.early.push(message),
+            Machine::None if inner.early.len() < MAX_EARLY_MESSAGES => {
+                inner.early.push_back((message, body.len()));
+                inner.early_bytes += body.len();
+            }
             Machine::None => return Err(ProtocolError::PeerMisbehaved("it does not wait for the handshake")),
             machine => dispatch(machine, message)?,
         }

@@ -1,14 +1,17 @@
 //! The handshake of a session, from either end, and the job behind it.
 
 use std::{
+    num::NonZeroU32,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use super::{
-    FailureClass, JobError, Limit, Observer, Options, Summary,
+    FailureClass, JobError, JobId, Limit, Observer, Options, Pace, Summary,
+    attempts::Scope,
     places::{Places, resolve_destination, top_name},
+    receipts,
     receive::{self, Destination, host_name},
     send::{self, SourceFigures, Sources},
     session::{Machine, Session},
@@ -16,6 +19,7 @@ use super::{
 };
 use crate::{
     chunk::ChunkSize,
+    disk::Root,
     journal::{Jobs, PartStore, StoreOptions},
     protocol::{
         FEATURES, Hello, JobFlags, MAX_HELLO_ITEMS, Message, Purpose, Receiver, Request, Sender, TypedPath, Welcome,
@@ -53,8 +57,18 @@ fn hello(options: &Options, request: Request) -> Message {
         chunk_size: options.chunk_size,
         flags: flags(options),
         rate_limit: options.rate_limit.unwrap_or(0),
+        streams: options.streams.map_or(0, NonZeroU32::get),
         request,
     }))
+}
+
+/// The first words of a session that asks for what is kept of a job.
+pub(super) fn request_for_receipts(destination: TypedPath, job: JobId) -> Message {
+    let mut message = hello(&Options::default(), Request::Push { destination, sources: Vec::new(), more: false });
+    if let Message::Hello(hello) = &mut message {
+        (hello.job, hello.purpose) = (job.0, Purpose::Receipts);
+    }
+    message
 }
 
 async fn hear(session: &Session) -> Result<Message, JobError> {
@@ -63,7 +77,7 @@ async fn hear(session: &Session) -> Result<Message, JobError> {
     })
 }
 
-async fn welcome(session: &Session) -> Result<Welcome, JobError> {
+pub(super) async fn welcome(session: &Session) -> Result<Welcome, JobError> {
     match hear(session).await? {
         Message::Welcome(welcome) => Ok(welcome),
         _ => Err(JobError::new(FailureClass::Network, "the peer answered with something else than a welcome")),
@@ -91,20 +105,22 @@ pub async fn push(
     let sources = if more { sources.into_iter().take(1000).collect() } else { sources };
     session.say(&hello(options, Request::Push { destination, sources, more }));
     let welcome = welcome(session).await?;
-    send_side(session, walk, options.chunk_size, welcome.holds, options, observer).await
+    let pace = Pace::new(options.rate_limit);
+    send_side(session, walk, welcome.holds, pace, options, observer).await
 }
 
 async fn send_side(
     session: &Arc<Session>,
     walk: Walk,
-    chunk_size: ChunkSize,
     holds: bool,
+    pace: Pace,
     options: &Options,
     observer: &Arc<dyn Observer>,
 ) -> Result<Summary, JobError> {
     let started = Instant::now();
+    let chunk_size = options.chunk_size;
     let streams = options.streams.and_then(|n| usize::try_from(n.get()).ok());
-    let sources = Arc::new(Sources::open(&walk, options.rate_limit, streams)?);
+    let sources = Arc::new(Sources::open(&walk, pace, streams)?);
     session.install(Machine::Sender(Box::new(Sender::new(chunk_size, holds))), chunk_size);
     let result = send::drive(session, &sources, walk, observer, options.reconnect_timeout).await;
     end(session, &result).await;
@@ -150,22 +166,36 @@ pub async fn pull(
 ) -> Result<Summary, JobError> {
     let names: Vec<Vec<u8>> = sources.iter().map(|s| s.path.clone()).collect();
     let (root, naming) = resolve_destination(destination, &names, false, options.dry_run)?;
+    raise_fence(&root, options.job.0, options.fence)?;
     let store = open_store(&root, options.job.0, options.fence)?;
     let holds = holds(&store, &names, &naming, false) || options.dry_run;
     let place = Destination::new(root, store, naming, flags(options), options.chunk_size);
+    keep_receipts(&place, options.job.0, options.fence, "")?;
     session.say(&hello(options, Request::Pull { sources, holds }));
     welcome(session).await?;
     receive_side(session, place, holds, options.overwrite, options.chunk_size, options.reconnect_timeout, observer)
         .await
 }
 
-fn open_store(root: &Arc<crate::disk::Root>, job: [u8; 16], fence: u64) -> Result<PartStore, JobError> {
-    let failure = |e: crate::journal::JournalError| receive::job_failure(receive::journal_failure(&e));
-    if fence > 0 {
-        Jobs::new(Arc::clone(root)).raise_fence(job, fence).map_err(failure)?;
+/// Receipts are kept where a control plane conducts the job: nobody else would know what to ask for, or ever clear up.
+fn keep_receipts(place: &Destination, job: [u8; 16], fence: u64, owner: &str) -> Result<(), JobError> {
+    if fence == 0 || place.is_dry() {
+        return Ok(());
     }
+    place.keep_receipts(job, fence, owner).map_err(|e| receive::job_failure(receive::journal_failure(&e)))
+}
+
+/// The first thing that an attempt does at its destination: durably, it is the newest from now on.
+fn raise_fence(root: &Arc<Root>, job: [u8; 16], fence: u64) -> Result<(), JobError> {
+    if fence == 0 {
+        return Ok(());
+    }
+    Jobs::new(Arc::clone(root)).raise_fence(job, fence).map_err(|e| receive::job_failure(receive::journal_failure(&e)))
+}
+
+fn open_store(root: &Arc<Root>, job: [u8; 16], fence: u64) -> Result<PartStore, JobError> {
     PartStore::open(Arc::clone(root), StoreOptions { job: Some((job, fence)), ..StoreOptions::default() })
-        .map_err(failure)
+        .map_err(|e| receive::job_failure(receive::journal_failure(&e)))
 }
 
 /// Whether the destination has anything that the sender should be told of before it sends.
@@ -193,7 +223,11 @@ async fn receive_side(
 ) -> Result<Summary, JobError> {
     let started = Instant::now();
     // Frames wait for the destination; when they find it, the machine must be there.
-    session.install(Machine::Receiver(Box::new(Receiver::new(chunk_size, holds, overwrite))), chunk_size);
+    let mut receiver = Receiver::new(chunk_size, holds, overwrite);
+    if place.keeps_receipts() {
+        receiver.keep_receipts();
+    }
+    session.install(Machine::Receiver(Box::new(receiver)), chunk_size);
     session.set_destination(Arc::clone(&place));
     let result = receive::drive(session, &place, observer, reconnect).await;
     let result = match result {
@@ -226,6 +260,10 @@ async fn receive_side(
     result.map(|()| summary.clone()).map_err(|e| JobError { summary: Some(Box::new(summary)), ..e })
 }
 
+fn greeting(hello: &Hello, holds: bool) -> Welcome {
+    Welcome { features: common(&hello.optional), program: super::program().to_owned(), host: host_name(), holds }
+}
+
 /// Says goodbye as the end of the job demands, and ends the session.
 async fn end(session: &Session, result: &Result<(), JobError>) {
     match result {
@@ -255,15 +293,15 @@ fn complete(summary: Summary, session: &Session, figures: SourceFigures, started
     }
 }
 
-/// Serves one session that a peer started, to its end.
+/// Serves one session that a peer started, to its end. `pace` holds for all sessions that share it.
 pub async fn accept(
     session: &Arc<Session>,
     places: &dyn Places,
     reconnect: Duration,
-    rate_limit: Option<u64>,
+    pace: Option<Arc<Pace>>,
     observer: &Arc<dyn Observer>,
 ) -> Result<Summary, JobError> {
-    let outcome = accept_inner(session, places, reconnect, rate_limit, observer).await;
+    let outcome = accept_inner(session, places, reconnect, pace, observer).await;
     if let Err(error) = &outcome
         && !session.over.is_cancelled()
     {
@@ -276,7 +314,7 @@ async fn accept_inner(
     session: &Arc<Session>,
     places: &dyn Places,
     reconnect: Duration,
-    rate_limit: Option<u64>,
+    pace: Option<Arc<Pace>>,
     observer: &Arc<dyn Observer>,
 ) -> Result<Summary, JobError> {
     let Message::Hello(hello) = hear(session).await? else {
@@ -286,12 +324,6 @@ async fn accept_inner(
         return Err(JobError::new(
             FailureClass::Usage,
             format!("feature {code} is required and unknown to {}; update it", super::program()),
-        ));
-    }
-    if hello.purpose != Purpose::Copy {
-        return Err(JobError::new(
-            FailureClass::Usage,
-            "receipts are not kept here after their session; run the job again: files that are there are compared",
         ));
     }
     let spoken = |code| hello.required.contains(&code) || hello.optional.contains(&code);
@@ -309,32 +341,39 @@ async fn accept_inner(
             format!("chunks of {} are larger than the buffers here; use a smaller --chunk-size", hello.chunk_size),
         ));
     }
-    let welcome = |holds| {
-        Message::Welcome(Welcome {
-            features: common(&hello.optional),
-            program: super::program().to_owned(),
-            host: host_name(),
-            holds,
-        })
-    };
-    match hello.request {
+    if hello.purpose == Purpose::Receipts {
+        return receipts::tell(session, places, &hello, greeting(&hello, false)).await.map(|()| Summary::default());
+    }
+    let welcome = |holds| Message::Welcome(greeting(&hello, holds));
+    match &hello.request {
         Request::Push { destination, sources, more } => {
-            let (root, naming) = places.destination(&destination, &sources, more, hello.flags)?;
+            let (root, naming) = places.destination(destination, sources, *more, hello.flags)?;
+            raise_fence(&root, hello.job, hello.fence)?;
+            let into = Scope::Into { job: hello.job, location: destination.location.clone() };
+            let _attempt = places.attempts().map(|a| a.enter(into, hello.fence, session)).transpose()?;
             let store = open_store(&root, hello.job, hello.fence)?;
-            let holds = holds(&store, &sources, &naming, more) || hello.flags.dry_run;
+            let holds = holds(&store, sources, &naming, *more) || hello.flags.dry_run;
             let place = Destination::new(root, store, naming, hello.flags, hello.chunk_size);
+            keep_receipts(&place, hello.job, hello.fence, places.peer().unwrap_or_default())?;
             session.say(&welcome(holds));
             receive_side(session, place, holds, hello.flags.overwrite, hello.chunk_size, reconnect, observer).await
         }
         Request::Pull { sources, holds } => {
-            let opened = places.sources(&sources)?;
+            let opened = places.sources(sources)?;
+            let to = Scope::To { job: hello.job, peer: places.peer().unwrap_or_default().to_owned() };
+            let _attempt = places.attempts().map(|a| a.enter(to, hello.fence, session)).transpose()?;
             let walk = walk(&opened.paths)?;
             session.say(&welcome(false));
             // The lower of what the endpoint allows and the starter asks for.
             let asked = Some(hello.rate_limit).filter(|r| *r > 0);
-            let rate_limit = rate_limit.into_iter().chain(asked).min();
-            let options = Options { reconnect_timeout: reconnect, rate_limit, ..Options::default() };
-            let result = send_side(session, walk, hello.chunk_size, holds, &options, observer).await;
+            let pace = Pace::new(asked).within(pace);
+            let options = Options {
+                chunk_size: hello.chunk_size,
+                reconnect_timeout: reconnect,
+                streams: NonZeroU32::new(hello.streams),
+                ..Options::default()
+            };
+            let result = send_side(session, walk, *holds, pace, &options, observer).await;
             drop(opened);
             result
         }

@@ -9,7 +9,8 @@ use super::{
     JournalError,
     folder::{make_parts_dir, open_parts_dir},
     log::{Log, Replayed, replay},
-    record::{Body, MAX_RECEIPT_BYTES},
+    receipts::receipts_name,
+    record::Body,
 };
 use crate::{
     chunk::escape_bytes,
@@ -27,14 +28,16 @@ pub struct Jobs {
 pub struct JobState {
     /// Highest fence that an attempt came with.
     pub fence: u64,
-    /// Receipts, oldest first, as the engine wrote them.
-    pub receipts: Vec<Vec<u8>>,
 }
 
 impl Jobs {
     /// The jobs of one destination directory. Makes nothing.
     pub fn new(root: Arc<Root>) -> Self {
         Self { root }
+    }
+
+    pub(super) fn root(&self) -> &Arc<Root> {
+        &self.root
     }
 
     /// Begins an attempt: durably raises the job's fence, or refuses one that was overtaken. Equal fences are the same
@@ -50,23 +53,18 @@ impl Jobs {
         Ok(())
     }
 
-    /// Durably adds a receipt, of at most 512 KiB.
-    pub fn add_receipt(&self, job: [u8; 16], receipt: &[u8]) -> Result<(), JournalError> {
-        let mut file = JobFile::open_or_create(&self.root, job)?;
-        if receipt.len() > MAX_RECEIPT_BYTES {
-            return Err(DiskError::new("keep a receipt in", file.dir.child(&file.name), rustix::io::Errno::FBIG).into());
-        }
-        file.append(Body::Receipt { bytes: receipt.to_vec() })
-    }
-
     /// What is remembered of a job; the default if nothing is.
     pub fn state(&self, job: [u8; 16]) -> Result<JobState, JournalError> {
         read_state(&self.root, job)
     }
 
-    /// Forgets a job, once its sender has the receipts and no fence must be remembered.
+    /// Forgets a job and its receipts, once its sender has them and no fence must be remembered.
     pub fn forget(&self, job: [u8; 16]) -> Result<(), JournalError> {
         let Some(dir) = open_jobs(&self.root)? else { return Ok(()) };
+        match dir.remove_file(&receipts_name(job)) {
+            Err(e) if e.kind() != DiskErrorKind::NotFound => return Err(e.into()),
+            _ => {}
+        }
         let name = file_name(job);
         let file = match dir.open_write(&name) {
             Err(e) if e.kind() == DiskErrorKind::NotFound => return Ok(()),
@@ -102,10 +100,8 @@ fn read_state(root: &Root, job: [u8; 16]) -> Result<JobState, JournalError> {
 
 impl JobState {
     fn apply(&mut self, body: Body) {
-        match body {
-            Body::Fence { fence } => self.fence = self.fence.max(fence),
-            Body::Receipt { bytes } => self.receipts.push(bytes),
-            _ => {}
+        if let Body::Fence { fence } = body {
+            self.fence = self.fence.max(fence);
         }
     }
 }
@@ -188,7 +184,7 @@ fn wait_for(dir: &Dir, name: &[u8], file: &File) -> Result<LockOutcome, JournalE
     }
 }
 
-fn make_jobs(root: &Root) -> Result<Arc<Dir>, JournalError> {
+pub(super) fn make_jobs(root: &Root) -> Result<Arc<Dir>, JournalError> {
     let parts_dir = make_parts_dir(root)?;
     if parts_dir.create_dir(JOBS_NAME, 0o700)? {
         parts_dir.sync()?;
@@ -196,7 +192,7 @@ fn make_jobs(root: &Root) -> Result<Arc<Dir>, JournalError> {
     Ok(Arc::new(parts_dir.open_dir(JOBS_NAME)?))
 }
 
-fn open_jobs(root: &Root) -> Result<Option<Arc<Dir>>, JournalError> {
+pub(super) fn open_jobs(root: &Root) -> Result<Option<Arc<Dir>>, JournalError> {
     let Some(parts_dir) = open_parts_dir(root)? else { return Ok(None) };
     match parts_dir.open_dir(JOBS_NAME) {
         Err(e) if e.kind() == DiskErrorKind::NotFound => Ok(None),
@@ -204,7 +200,7 @@ fn open_jobs(root: &Root) -> Result<Option<Arc<Dir>>, JournalError> {
     }
 }
 
-fn file_name(job: [u8; 16]) -> Vec<u8> {
+pub(super) fn file_name(job: [u8; 16]) -> Vec<u8> {
     job.iter().map(|b| format!("{b:02x}")).collect::<String>().into_bytes()
 }
 

@@ -25,7 +25,9 @@
 //!   w-<16 hex digits>/            one writer: a session of one process
 //!     journal                     locked exclusively (flock) for the writer's whole life
 //!     <8 hex digits>.part         part files, mode 0600, by part number
-//!   jobs/<32 hex digits>          one job: highest fence, receipts
+//!   jobs/<32 hex digits>          one job: highest fence
+//!   jobs/<32 hex digits>.receipts receipts of the job's last attempt that came to its end
+//!   jobs/<16 hex digits>.new      receipts of an attempt under way, locked (flock) while they are taken down
 //!   publish.lock                  locked while a name is replaced
 //! ```
 //!
@@ -34,7 +36,7 @@
 //!
 //! # Journals
 //!
-//! A journal is a sequence of records; so is the file of a job. Integers are little-endian.
+//! A journal is a sequence of records; so are the two files of a job. Integers are little-endian.
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -50,15 +52,15 @@
 //!
 //! | kind | body | in |
 //! |---|---|---|
-//! | 1 header | `"ccatxfer"`, version u16 = 1, writer 16 bytes, created u64 (seconds since 1970 UTC) | both |
+//! | 1 header | `"ccatxfer"`, version u16 = 1, writer 16 bytes, created u64 (seconds since 1970 UTC) | all |
 //! | 2 part | part u32, inode u64, size u64, chunk size u8 (log2), sparse u8 (0, 1), path | journal |
 //! | 3 chunks | part u32, first u64, 1 to 16,384 values of 32 bytes | journal |
 //! | 4 whole | part u32, inode u64, size u64, digest 32 bytes, path | journal |
 //! | 5 ended | part u32 | journal |
-//! | 6 fence | fence u64 | job |
-//! | 7 receipt | at most 512 KiB that the engine understands | job |
+//! | 6 fence | fence u64 | job, receipts |
+//! | 7 receipt | at most 512 KiB that the engine understands | receipts |
 //!
-//! The writer of a job's file is the job id. A path is relative to `P`, 1 to 4,095 bytes to the end of the body, and
+//! The writer of a job's files is the job id. A path is relative to `P`, 1 to 4,095 bytes to the end of the body, and
 //! keeps the rules of [`RelPath`](crate::chunk::RelPath). The value of a chunk is its BLAKE3 chaining value at its
 //! place in the file, or the root if the file has one chunk only ([`ChunkValue`](crate::chunk::ChunkValue)).
 //!
@@ -114,6 +116,19 @@
 //! publication whether a higher one has come: a process that was stopped and goes on ends by itself there, and the
 //! lock keeps it out of the files of its successor.
 //!
+//! # Receipts
+//!
+//! Of a job with a fence the receipts are kept, so that they can be asked for again. A job without one leaves nothing
+//! behind. The file has, behind its header, a fence record (the attempt's), a receipt record with the name of the peer
+//! that began the attempt (at most 255 bytes of UTF-8; none if that was this machine's user), and receipt records that
+//! hold messages of the wire protocol as they were said: `RECEIPTS` and `ENTRY_FAILED`, and `TREE_RECEIPT` as the last.
+//!
+//! They are taken down under a name of their own as they arise; at the end (1) the file is synced, (2) the fence is
+//! looked at, (3) it is renamed in place of an earlier attempt's, (4) the directory is synced, and only then the sender
+//! hears that the tree is complete. So a file under the final name is whole, and any damage to it is an error. A file
+//! under the first name whose lock is free is removed by whoever keeps receipts next. More than 1 GiB of one job is not
+//! kept at all; of more than 1,024 jobs the receipts that were made first are removed.
+//!
 //! # Why a crash does no harm
 //!
 //! - Before (1) of a commit, or during it: the journal does not speak of the chunks. Their bytes are received again.
@@ -158,6 +173,8 @@ mod part;
 #[cfg(feature = "engine")]
 mod publish;
 #[cfg(feature = "engine")]
+mod receipts;
+#[cfg(feature = "engine")]
 mod small;
 #[cfg(feature = "engine")]
 mod store;
@@ -173,6 +190,7 @@ pub use self::{
     link::PublishLink,
     part::{HeldRange, Part, SeedFile},
     publish::{Publish, PublishMode, PublishOutcome, Staged},
+    receipts::{KeptReceipts, MAX_KEPT_BYTES, MAX_KEPT_JOBS, ReceiptWriter},
     small::SmallPart,
     store::{PartStore, StoreOptions},
 };

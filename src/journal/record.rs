@@ -63,12 +63,12 @@ pub enum Body {
         /// The part.
         part: u32,
     },
-    /// In a job's file: an attempt with this fence has begun.
+    /// In a job's files: an attempt with this fence has begun.
     Fence {
         /// Higher than that of every attempt before.
         fence: u64,
     },
-    /// In a job's file: what the engine wants to be able to say again.
+    /// In a file of receipts: what the engine wants to be able to say again.
     Receipt {
         /// Opaque here; at most [`MAX_RECEIPT_BYTES`].
         bytes: Vec<u8>,

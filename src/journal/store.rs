@@ -99,6 +99,17 @@ impl PartStore {
         self.shared.lock().is_wanted()
     }
 
+    /// Whether this attempt is still the newest one of its job, also by what other processes have begun.
+    ///
+    /// # Errors
+    /// [`JournalError::Overtaken`]; or the job's file cannot be read.
+    pub fn check_fence(&self) -> Result<(), JournalError> {
+        match self.shared.options.job {
+            Some((job, fence)) if fence > 0 => jobs::check_fence(&self.shared.root, job, fence),
+            _ => Ok(()),
+        }
+    }
+
     /// The first failure that poisoned the store, if any did.
     pub fn poisoned(&self) -> Option<&str> {
         self.shared.poison.get().map(String::as_str)

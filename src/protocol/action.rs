@@ -1,7 +1,7 @@
 //! What a receiving machine asks of its driver, and what it tells.
 
 use super::entry::Entry;
-use super::{Class, Done, Receipt};
+use super::{Class, Done, Message, Receipt};
 use crate::chunk::{ChunkValue, Digest};
 
 /// Something for a driver to do.
@@ -60,6 +60,14 @@ pub enum Action {
         file: u64,
         /// Its part is of no use any more.
         discard: bool,
+    },
+    /// Take this message down, so that it can be said again in a later session. Asked for by a machine that was told to
+    /// [`super::Receiver::keep_receipts`] only.
+    Keep {
+        /// [`Message::Receipts`], [`Message::EntryFailed`] or [`Message::TreeReceipt`].
+        message: Message,
+        /// It is the last one: make all of them durable, then call [`super::Receiver::handle_kept`].
+        last: bool,
     },
     /// The tree is complete and the sender knows: remove what is left of the job.
     Finish,

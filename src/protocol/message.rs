@@ -4,6 +4,8 @@ use crate::chunk::{ChunkSize, ChunkValue, Digest};
 
 /// Longest typed path in a hello.
 const MAX_TYPED_BYTES: u16 = 4096;
+/// The optional field of a hello that carries [`Hello::streams`].
+const EXTENSION_STREAMS: u16 = 1;
 /// Most sources or names in a hello.
 pub const MAX_HELLO_ITEMS: usize = 4096;
 
@@ -28,6 +30,9 @@ pub struct Hello {
     pub flags: JobFlags,
     /// Most file bytes per second that the sending end may hand to links; 0 is no limit.
     pub rate_limit: u64,
+    /// Frames that the sending end may have under way on one QUIC link; 0 leaves it to that end. An optional field: a
+    /// peer that does not know it skips it.
+    pub streams: u32,
     /// Which end sends, and its paths.
     pub request: Request,
 }
@@ -330,12 +335,15 @@ fn decode_typed(r: &mut Reader<'_>) -> Result<TypedPath, ProtocolError> {
     Ok(TypedPath { location: r.text16(255)?, path: r.bytes16(MAX_TYPED_BYTES)?.to_vec() })
 }
 
-/// Fields of later versions behind a hello or welcome: (type u16, length u16, bytes), skipped. What a peer must not
-/// skip is named among the hello's required features.
-fn skip_extensions(r: &mut Reader<'_>) -> Result<(), ProtocolError> {
+/// Optional fields behind a hello or welcome: (type u16, length u16, bytes). `known` takes those that this program knows;
+/// all others are skipped. What a peer must not skip is named among the hello's required features.
+fn read_extensions(
+    r: &mut Reader<'_>,
+    mut known: impl FnMut(u16, Reader<'_>) -> Result<(), ProtocolError>,
+) -> Result<(), ProtocolError> {
     while r.remaining() > 0 {
-        r.u16()?;
-        r.bytes16(u16::MAX)?;
+        let code = r.u16()?;
+        known(code, Reader::new(r.bytes16(u16::MAX)?, "optional field"))?;
     }
     Ok(())
 }
@@ -373,9 +381,24 @@ impl Hello {
                 w.bool(*holds);
             }
         }
+        if self.streams > 0 {
+            w.u16(EXTENSION_STREAMS).u16(4).u32(self.streams);
+        }
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Self, ProtocolError> {
+        let mut hello = Self::decode_fixed(r)?;
+        read_extensions(r, |code, mut field| {
+            if code != EXTENSION_STREAMS {
+                return Ok(());
+            }
+            hello.streams = field.u32()?;
+            field.finish()
+        })?;
+        Ok(hello)
+    }
+
+    fn decode_fixed(r: &mut Reader<'_>) -> Result<Self, ProtocolError> {
         Ok(Self {
             required: decode_features(r)?,
             optional: decode_features(r)?,
@@ -396,6 +419,7 @@ impl Hello {
                 JobFlags::from_bits(bits).ok_or_else(|| r.error(Malformed::Unknown(bits.into())))?
             },
             rate_limit: r.u64()?,
+            streams: 0,
             request: match r.u8()? {
                 1 => {
                     let destination = decode_typed(r)?;
@@ -658,8 +682,8 @@ impl Message {
             25 => Self::TreeReceipt { digest: r.optional_digest()?, failed: r.u64()? },
             n => return Err(r.error(Malformed::Unknown(n.into()))),
         };
-        if matches!(message, Self::Hello(_) | Self::Welcome(_)) {
-            skip_extensions(&mut r)?;
+        if matches!(message, Self::Welcome(_)) {
+            read_extensions(&mut r, |_, _| Ok(()))?;
         }
         r.finish()?;
         Ok(message)
@@ -690,6 +714,7 @@ mod tests {
                 chunk_size: ChunkSize::DEFAULT,
                 flags: JobFlags { overwrite: true, dry_run: true, ..JobFlags::default() },
                 rate_limit: 7,
+                streams: 0,
                 request,
             }))
         };
@@ -763,6 +788,30 @@ mod tests {
             let mut bytes = m.encode();
             bytes.extend([9, 9, 3, 0, 1, 2, 3]);
             assert_eq!(Message::decode(&bytes).unwrap(), m);
+        }
+    }
+
+    /// Seen to fail with the field skipped as an unknown one.
+    #[test]
+    fn the_wish_for_streams_is_an_optional_field() {
+        let Some(Message::Hello(plain)) = samples().into_iter().next() else { panic!("a hello") };
+        let wish = Message::Hello(Box::new(Hello { streams: 12, ..*plain.clone() }));
+        let bytes = wish.encode();
+        assert_eq!(Message::decode(&bytes).unwrap(), wish);
+        let field = bytes.len() - 8;
+        assert_eq!(Message::decode(&bytes[..field]).unwrap(), Message::Hello(plain), "a peer without it");
+        for n in field + 1..bytes.len() {
+            assert!(Message::decode(&bytes[..n]).is_err(), "cut at {n}");
+        }
+        // Between fields that nobody knows yet, and with a length that is not its own.
+        let unknown = [9, 9, 3, 0, 1, 2, 3];
+        let among = [&bytes[..field], &unknown, &bytes[field..], &unknown].concat();
+        assert_eq!(Message::decode(&among).unwrap(), wish);
+        for len in [0u8, 3, 5] {
+            let mut lies = bytes.clone();
+            lies[field + 2] = len;
+            lies.resize(field + 4 + usize::from(len), 0);
+            assert!(Message::decode(&lies).is_err(), "length {len}");
         }
     }
 

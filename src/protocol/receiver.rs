@@ -65,6 +65,9 @@ pub struct Receiver {
     pub(super) tree: TreeHasher,
     pub(super) failed: u64,
     pub(super) tree_sent: bool,
+    // What is said about entries is also taken down; the word on the tree waits for that.
+    pub(super) keep: bool,
+    pub(super) keeping: Option<Message>,
     pub(super) finished: bool,
     pub(super) stats: ReceiverStats,
     pub(super) events: VecDeque<ReceiverEvent>,
@@ -100,9 +103,24 @@ impl Receiver {
             tree: TreeHasher::default(),
             failed: 0,
             tree_sent: false,
+            keep: false,
+            keeping: None,
             finished: false,
             stats: ReceiverStats::default(),
             events: VecDeque::new(),
+        }
+    }
+
+    /// Asks for everything that is said about entries to be taken down: see [`Action::Keep`]. To be called first.
+    pub fn keep_receipts(&mut self) {
+        self.keep = true;
+    }
+
+    /// All receipts are durable where they can be asked for again: the sender may hear that the tree is complete.
+    pub fn handle_kept(&mut self) {
+        if let Some(tree) = self.keeping.take() {
+            self.tree_sent = true;
+            self.messages.push_back(tree);
         }
     }
 

@@ -230,7 +230,9 @@ impl Receiver {
     pub(super) fn flush_receipts(&mut self) {
         if !self.receipts.is_empty() {
             self.receipts_bytes = 0;
-            self.messages.push_back(Message::Receipts(std::mem::take(&mut self.receipts)));
+            let message = Message::Receipts(std::mem::take(&mut self.receipts));
+            self.take_down(&message);
+            self.messages.push_back(message);
         }
     }
 
@@ -238,7 +240,9 @@ impl Receiver {
         let Some(item) = self.remove(id, false) else { return };
         self.tree.fail(id);
         self.failed += 1;
-        self.messages.push_back(Message::EntryFailed { id, class, text: text.clone() });
+        let message = Message::EntryFailed { id, class, text: text.clone() };
+        self.take_down(&message);
+        self.messages.push_back(message);
         self.events.push_back(ReceiverEvent::Failed(Box::new(item.entry), class, text));
         self.advance();
     }
@@ -250,11 +254,23 @@ impl Receiver {
                 item.state = State::Closing;
                 self.actions.push_back(Action::CloseDir { id, entry: item.entry.clone() });
             }
-        } else if self.end.is_some() && !self.tree_sent {
-            self.tree_sent = true;
+        } else if self.end.is_some() && !self.tree_sent && self.keeping.is_none() {
             self.flush_receipts();
             let digest = self.tree.digest(self.next_id);
-            self.messages.push_back(Message::TreeReceipt { digest, failed: self.failed });
+            let tree = Message::TreeReceipt { digest, failed: self.failed };
+            if self.keep {
+                self.actions.push_back(Action::Keep { message: tree.clone(), last: true });
+                self.keeping = Some(tree);
+            } else {
+                self.tree_sent = true;
+                self.messages.push_back(tree);
+            }
+        }
+    }
+
+    fn take_down(&mut self, message: &Message) {
+        if self.keep {
+            self.actions.push_back(Action::Keep { message: message.clone(), last: false });
         }
     }
 }

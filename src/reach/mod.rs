@@ -15,7 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     buf::Pool,
-    engine::{Direction, FailureClass, JobError, Observer, Options, Remote, Session, Summary, pull, push, walk},
+    engine::{
+        Direction, FailureClass, JobError, Kept, KeptTree, Observer, Options, Remote, RemotePath, Session, Summary,
+        ask_receipts, pull, push, walk,
+    },
     net::{Identity, NetError, PeerPolicy},
     protocol::{SessionSecret, TypedPath},
 };
@@ -60,17 +63,7 @@ pub async fn run(
     };
     let session = new_session(&options);
     let reached = tokio::select! {
-        reached = async {
-            match &remote {
-                Remote::Ssh { .. } => ssh::reach(&session, &remote, &options, &observer).await,
-                Remote::Endpoint { host, port } => {
-                    let credentials = credentials.ok_or_else(|| {
-                        JobError::new(FailureClass::Identity, "an endpoint needs an identity; make one with `ccat-xfer cert new`")
-                    })?;
-                    endpoint::reach(&session, host, *port, &credentials, &options).await
-                }
-            }
-        } => reached?,
+        reached = bring_up(&session, &remote, &options, credentials.as_ref(), &observer) => reached?,
         () = cancel.cancelled() => return Err(cancelled()),
     };
     let job = async {
@@ -102,6 +95,58 @@ pub async fn run(
     session.close("the job is over").await;
     reached.end().await;
     outcome
+}
+
+/// Asks the far end for the receipts of the job `options.job`, which this end pushed to `destination` with a fence above
+/// 0 and which came to its end there. `tell` hears of each entry, in the order in which they ended.
+///
+/// # Errors
+/// Usage: none are kept there for us. Otherwise as [`run`].
+pub async fn receipts(
+    destination: RemotePath,
+    remote: Remote,
+    options: Options,
+    credentials: Option<Credentials>,
+    observer: Arc<dyn Observer>,
+    cancel: CancellationToken,
+    tell: &mut (dyn FnMut(Kept) + Send),
+) -> Result<KeptTree, JobError> {
+    let session = new_session(&options);
+    let asked = async {
+        let reached = bring_up(&session, &remote, &options, credentials.as_ref(), &observer).await?;
+        let typed = TypedPath { location: destination.location.unwrap_or_default(), path: destination.path };
+        Ok((ask_receipts(&session, typed, options.job, tell).await, reached))
+    };
+    let outcome = tokio::select! {
+        outcome = asked => outcome,
+        () = cancel.cancelled() => Err(cancelled()),
+    };
+    session.close("the job is over").await;
+    let (outcome, reached) = outcome?;
+    reached.end().await;
+    outcome
+}
+
+/// The first link to the peer, and what brings further ones.
+async fn bring_up(
+    session: &Arc<Session>,
+    remote: &Remote,
+    options: &Options,
+    credentials: Option<&Credentials>,
+    observer: &Arc<dyn Observer>,
+) -> Result<Reached, JobError> {
+    match remote {
+        Remote::Ssh { .. } => ssh::reach(session, remote, options, observer).await,
+        Remote::Endpoint { host, port } => {
+            let credentials = credentials.ok_or_else(|| {
+                JobError::new(
+                    FailureClass::Identity,
+                    "an endpoint needs an identity; make one with `ccat-xfer cert new`",
+                )
+            })?;
+            endpoint::reach(session, host, *port, credentials, options).await
+        }
+    }
 }
 
 fn cancelled() -> JobError {

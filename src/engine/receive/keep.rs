@@ -4,8 +4,8 @@ use super::{Destination, Slot, disk_failure, job_failure, journal_failure};
 use crate::chunk::{ChunkValue, Digest};
 use crate::engine::session::Session;
 use crate::engine::{FailureClass, JobError};
-use crate::journal::{GroupItem, Publish, PublishMode, PublishOutcome, Staged};
-use crate::protocol::{Action, Class, Entry, Evidence};
+use crate::journal::{GroupItem, Jobs, JournalError, Publish, PublishMode, PublishOutcome, Staged};
+use crate::protocol::{Action, Class, Entry, Evidence, Message};
 use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 use tokio::sync::mpsc;
@@ -46,6 +46,11 @@ pub(super) async fn keep_store(
                 let closed = on.close_dir(&entry);
                 told.with_receiver(|r| r.handle_dir_done(id, closed.err()));
             }
+            Task::Action(Action::Keep { message, last }) => match on.keep(&message, last) {
+                Ok(()) if last => drop(told.with_receiver(crate::protocol::Receiver::handle_kept)),
+                Ok(()) => {}
+                Err(error) => told.fail(job_failure(journal_failure(&error))),
+            },
             Task::Action(_) => {}
         })
         .await;
@@ -56,6 +61,36 @@ pub(super) async fn keep_store(
 }
 
 impl Destination {
+    /// Begins to keep the receipts of this attempt, which `owner` began.
+    pub(in crate::engine) fn keep_receipts(&self, job: [u8; 16], fence: u64, owner: &str) -> Result<(), JournalError> {
+        let writer = Jobs::new(Arc::clone(&self.root)).keep_receipts(job, fence, owner)?;
+        *self.receipts.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer);
+        Ok(())
+    }
+
+    /// Whether receipts are kept.
+    pub(in crate::engine) fn keeps_receipts(&self) -> bool {
+        self.receipts.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Whether nothing is to be changed.
+    pub(in crate::engine) fn is_dry(&self) -> bool {
+        self.flags.dry_run
+    }
+
+    fn keep(&self, message: &Message, last: bool) -> Result<(), JournalError> {
+        let mut receipts = self.receipts.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(writer) = receipts.as_mut() else { return Ok(()) };
+        writer.add(message.encode())?;
+        if last
+            && let Some(writer) = receipts.take()
+            && !writer.finish()?
+        {
+            tracing::warn!("the receipts of this job are too many to be kept");
+        }
+        Ok(())
+    }
+
     fn group(&self, group: &[(u64, Vec<(u64, ChunkValue)>)]) -> Vec<GroupItem> {
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         group

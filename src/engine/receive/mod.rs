@@ -30,7 +30,7 @@ use crate::{
     buf::Buffer,
     chunk::{ChunkSize, ChunkValue, RelPath},
     disk::{DiskError, FileMeta, Identity, Root, Timestamp},
-    journal::{JournalError, Part, PartStore, SmallPart, Staged},
+    journal::{JournalError, Part, PartStore, ReceiptWriter, SmallPart, Staged},
     protocol::{Action, Class, DataHead, Entry, EntryKind, Evidence, FrameHeader, JobFlags, Meta, ReceiverEvent},
 };
 
@@ -38,6 +38,8 @@ pub(super) use frames::take_frame;
 
 /// Hashing of what is there already runs on this many threads at most.
 const HASHERS: usize = 2;
+/// How often a run looks whether a newer attempt of its job has begun in another process.
+const FENCE_EVERY: Duration = Duration::from_secs(1);
 /// Values of held chunks told in one message.
 const HELD_BATCH: usize = 256;
 
@@ -57,6 +59,8 @@ pub(super) struct Destination {
     parked: Mutex<Parked>,
     pieces: Mutex<HashMap<(u64, u64), Assembly>>,
     hashers: Semaphore,
+    // What is said about entries, where it can be asked for again.
+    receipts: Mutex<Option<ReceiptWriter>>,
     // Set again at the very end: removing the folder of parts changes the root's times.
     root_meta: Mutex<Option<FileMeta>>,
 }
@@ -143,6 +147,7 @@ impl Destination {
             parked: Mutex::default(),
             pieces: Mutex::default(),
             hashers: Semaphore::new(HASHERS),
+            receipts: Mutex::default(),
             root_meta: Mutex::default(),
         })
     }
@@ -255,7 +260,7 @@ pub(super) async fn drive(
     tasks.spawn(prepare_pages(Arc::clone(session), Arc::clone(destination), prepare_rx));
     tasks.spawn(keep_store(Arc::clone(session), Arc::clone(destination), store_rx));
     let mut ticker = tokio::time::interval(Duration::from_millis(200));
-    let mut shown = Instant::now();
+    let (mut shown, mut fenced) = (Instant::now(), Instant::now());
     let result = loop {
         let changed = session.changed();
         tokio::pin!(changed);
@@ -331,6 +336,13 @@ pub(super) async fn drive(
         if shown.elapsed() >= Duration::from_millis(200) {
             shown = Instant::now();
             observer.progress(&progress);
+            if fenced.elapsed() >= FENCE_EVERY {
+                fenced = Instant::now();
+                let asked = Arc::clone(destination);
+                if let Ok(Err(error)) = spawn_blocking(move || asked.store.check_fence()).await {
+                    break Err(job_failure(journal_failure(&error)));
+                }
+            }
             // A run whose peer is gone must not keep the next one from its parts.
             if progress.links == 0 {
                 let asked = Arc::clone(destination);
@@ -368,6 +380,7 @@ pub(super) async fn drive(
     let ending = Arc::clone(destination);
     let ended = spawn_blocking(move || {
         ending.files.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *ending.receipts.lock().unwrap_or_else(PoisonError::into_inner) = None;
         ending.parked.lock().unwrap_or_else(PoisonError::into_inner).frames.clear();
         ending.pieces.lock().unwrap_or_else(PoisonError::into_inner).clear();
         ending.store.finish()?;
@@ -393,12 +406,14 @@ fn report(observer: &Arc<dyn Observer>, event: ReceiverEvent) {
             size: receipt.size,
             digest: receipt.digest,
             action: reported(receipt.done),
+            evidence: receipt.evidence,
         }),
         ReceiverEvent::Failed(entry, class, text) => observer.file(&FileReport {
             path: entry.path.as_bytes().to_vec(),
             size: entry.size(),
             digest: None,
             action: Reported::Failed { class: class_of(class), text },
+            evidence: Vec::new(),
         }),
     }
 }

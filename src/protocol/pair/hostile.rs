@@ -211,6 +211,11 @@ impl Driven {
                 m.handle_publish_done();
             }
             Action::CloseDir { id, .. } => m.handle_dir_done(id, None),
+            Action::Keep { last, .. } => {
+                if last {
+                    m.handle_kept();
+                }
+            }
             Action::Release { .. } | Action::Finish => {}
         }
     }

@@ -277,6 +277,7 @@ impl Pair {
             chunk_size: self.knobs.chunk_size,
             flags: JobFlags { overwrite: self.knobs.overwrite, ..JobFlags::default() },
             rate_limit: 0,
+            streams: 0,
             request: match self.knobs.starter {
                 Side::Sender => Request::Push { destination: path, sources: Vec::new(), more: true },
                 Side::Receiver => Request::Pull { sources: vec![path], holds: self.holds() },

@@ -243,6 +243,39 @@ fn groups_become_durable_by_age_and_by_size() {
     }
 }
 
+/// What is said about entries is taken down, all of it, and the word on the tree waits until it is durable. Seen to fail
+/// with that word said at once, and with failures left out.
+#[test]
+fn receipts_are_kept_before_the_tree_is_said_to_be_complete() {
+    let mut receiver = Receiver::new(ChunkSize::DEFAULT, false, false);
+    receiver.keep_receipts();
+    let entry = |name: &[u8], kind| Entry { path: RelPath::new(name.to_vec()).unwrap(), meta: Meta::default(), kind };
+    let failed = EntryKind::Failed { class: Class::Source, text: "gone".into() };
+    let entries = vec![entry(b"d", EntryKind::Dir), entry(b"d/f", failed), entry(b"d", EntryKind::DirEnd)];
+    receiver.handle_message(Message::Page { first: 0, entries }).unwrap();
+    receiver.handle_message(Message::End { entries: 3, bytes: 0 }).unwrap();
+    let made = Prepared::Settled { done: Done::Made, durable: true };
+    receiver.handle_prepared(0, vec![made, Prepared::Receive, Prepared::Later]);
+    receiver.handle_dir_done(2, None);
+    let said: Vec<Message> = std::iter::from_fn(|| receiver.poll_message()).collect();
+    assert!(!said.iter().any(|m| matches!(m, Message::TreeReceipt { .. })), "{said:?}");
+    assert!(receiver.handle_message(Message::Bye).is_err(), "nobody leaves before");
+    let mut kept: Vec<(Message, bool)> = std::iter::from_fn(|| receiver.poll_action())
+        .filter_map(|a| if let Action::Keep { message, last } = a { Some((message, last)) } else { None })
+        .collect();
+    let (tree, last) = kept.pop().unwrap();
+    assert!(last && matches!(tree, Message::TreeReceipt { digest: None, failed: 1 }), "{tree:?}");
+    let about_entries = |m: &&Message| matches!(m, Message::Receipts(_) | Message::EntryFailed { .. });
+    let told: BTreeSet<Vec<u8>> = said.iter().filter(about_entries).map(Message::encode).collect();
+    assert_eq!(kept.iter().map(|(m, _)| m.encode()).collect::<BTreeSet<_>>(), told);
+    assert_eq!(told.len(), kept.len());
+    receiver.handle_kept();
+    assert_eq!(receiver.poll_message(), Some(tree));
+    receiver.handle_kept();
+    assert_eq!(receiver.poll_message(), None, "once");
+    receiver.handle_message(Message::Bye).unwrap();
+}
+
 /// Seen to fail with a second request forgotten while the first is being met.
 #[test]
 fn everything_written_can_be_made_durable_at_once() {

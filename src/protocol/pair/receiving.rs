@@ -15,6 +15,8 @@ pub(super) struct Receiving {
     pub(super) channel: Channel,
     pub(super) live: BTreeSet<LinkId>,
     pub(super) destination: Destination,
+    /// What was taken down to be said again.
+    pub(super) kept: Vec<Message>,
     buffers: usize,
     verifying: usize,
     // Frames that have arrived and were not taken: one queue per link and one for each frame of a lane.
@@ -58,6 +60,7 @@ impl Receiving {
             channel: Channel::new(),
             live: BTreeSet::new(),
             destination,
+            kept: Vec::new(),
             buffers,
             verifying: 0,
             inboxes: Vec::new(),
@@ -407,6 +410,12 @@ impl Pair {
                 let chunks: Vec<_> = self.rx.assembling.range((file, 0)..=(file, u64::MAX)).map(|(k, _)| k.1).collect();
                 chunks.into_iter().for_each(|chunk| self.rx.forget(file, chunk));
                 self.unpark();
+            }
+            Action::Keep { message, last } => {
+                self.rx.kept.push(message);
+                if last {
+                    machine.handle_kept();
+                }
             }
             Action::Finish => destination.finished = true,
         }
