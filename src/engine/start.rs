@@ -366,6 +366,7 @@ async fn accept_inner(
             session.say(&welcome(false));
             // The lower of what the endpoint allows and the starter asks for.
             let asked = Some(hello.rate_limit).filter(|r| *r > 0);
+            tracing::debug!(streams = hello.streams, rate_limit = hello.rate_limit, "the peer fetches");
             let pace = Pace::new(asked).within(pace);
             let options = Options {
                 chunk_size: hello.chunk_size,

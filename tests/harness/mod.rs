@@ -23,7 +23,7 @@ pub(crate) use events::Events;
 pub(crate) use netns::{Block, Netns, Topology};
 pub(crate) use scale::{Rng, count, full, say, seed, size, skip};
 pub(crate) use scene::{Scene, command_line, have, is_root, kill, peak_rss_kib, processes_with, status_kib};
-pub(crate) use serve::{Endpoint, make_identity, trust};
+pub(crate) use serve::{Endpoint, Setup, acquaint, cert, make_identity, trust};
 pub(crate) use sshd::{Sshd, free_port};
 pub(crate) use tree::{TreeSpec, build, fill, flip_bit, write_file};
 pub(crate) use xfer::{

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Running, Scene, spawn,
-    sshd::{free_port, wait_for_port},
+    sshd::free_port,
     xfer::{PROGRAM, own_home},
 };
 
@@ -18,7 +18,30 @@ pub(crate) struct Endpoint {
     server: Running,
     folder: PathBuf,
     root: PathBuf,
+    host: String,
     port: u16,
+    verbose: bool,
+}
+
+/// How an endpoint is set up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup<'a> {
+    /// Of the one client.
+    pub(crate) rights: &'a [&'a str],
+    /// The address to listen on.
+    pub(crate) host: &'a str,
+    /// More lines of the table `serve`.
+    pub(crate) serve: &'a str,
+    /// More lines behind the client's rights in the only location.
+    pub(crate) location: &'a str,
+    /// Logs what it does, link by link.
+    pub(crate) verbose: bool,
+}
+
+impl Default for Setup<'_> {
+    fn default() -> Self {
+        Self { rights: &["create"], host: "127.0.0.1", serve: "", location: "", verbose: false }
+    }
 }
 
 impl Endpoint {
@@ -26,31 +49,44 @@ impl Endpoint {
     pub(crate) fn start(scene: &Scene, root: &Path, rights: &[&str]) -> Self {
         let folder = scene.folder("endpoint");
         let (server, client) = (folder.join("server"), folder.join("client"));
-        make_identity(scene, &server, "server");
-        make_identity(scene, &client, "client");
-        trust(scene, &server, &client, "client");
-        trust(scene, &client, &server, "server");
+        acquaint(scene, &server, &client);
+        Self::begin(scene, root, &Setup { rights, ..Setup::default() })
+    }
+
+    /// As [`Self::start`], with identities that are there already.
+    pub(crate) fn begin(scene: &Scene, root: &Path, setup: &Setup<'_>) -> Self {
+        let Setup { rights, host, serve, location, verbose } = *setup;
+        let folder = scene.folder("endpoint");
         let port = free_port();
         let rights: Vec<String> = rights.iter().map(|r| format!("\"{r}\"")).collect();
         let settings = format!(
-            "[serve]\nlisten = \"127.0.0.1\"\nport = {port}\nidentity = \"{server}\"\n\n[[serve.location]]\nname = \"data\"\npath = \"{root}\"\n\n\
-             [[serve.location.right]]\npeer = \"client\"\nmay = [{rights}]\n",
-            server = server.display(),
+            "[serve]\nlisten = \"{host}\"\nport = {port}\nidentity = \"{server}\"\n{serve}\n[[serve.location]]\nname = \"data\"\npath = \"{root}\"\n\n\
+             [[serve.location.right]]\npeer = \"client\"\nmay = [{rights}]\n{location}",
+            server = folder.join("server").display(),
             root = root.display(),
             rights = rights.join(", "),
         );
         fs::write(folder.join("serve.toml"), settings).expect("write the settings");
-        let mut command = Command::new(PROGRAM);
-        command.arg("serve").arg("--config").arg(folder.join("serve.toml"));
-        own_home(scene, &mut command);
-        let server = spawn(scene, command);
-        let endpoint = Self { server, folder, root: root.to_owned(), port };
-        assert!(
-            wait_for_port(port, Duration::from_secs(20)),
-            "the endpoint does not listen:\n{}",
-            endpoint.server.stderr_so_far()
-        );
-        endpoint
+        let server = run_server(scene, &folder, verbose);
+        Self { server, folder, root: root.to_owned(), host: host.to_owned(), port, verbose }
+    }
+
+    /// Kills it and starts it again.
+    pub(crate) fn restart(&mut self, scene: &Scene) {
+        self.server.signal(rustix::process::Signal::KILL);
+        self.server.wait_until(Duration::from_secs(20), |_| false);
+        self.server = run_server(scene, &self.folder, self.verbose);
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        self.server.signal(signal);
+    }
+
+    /// Waits until it has said this so often.
+    pub(crate) fn wait_for_words(&mut self, words: &str, times: usize) {
+        let said =
+            self.server.wait_until(Duration::from_secs(60), |s| s.stderr_so_far().matches(words).count() >= times);
+        assert!(said, "it never said {words:?} {times} times:\n{}", self.said());
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -74,7 +110,8 @@ impl Endpoint {
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("xfer://127.0.0.1:{}/data", self.port)
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        format!("xfer://{host}:{}/data", self.port)
     }
 
     /// What the known client adds to its command line.
@@ -93,6 +130,27 @@ impl Endpoint {
     }
 }
 
+fn run_server(scene: &Scene, folder: &Path, verbose: bool) -> Running {
+    let mut command = Command::new(PROGRAM);
+    if verbose {
+        command.arg("-v");
+    }
+    command.arg("serve").arg("--config").arg(folder.join("serve.toml"));
+    own_home(scene, &mut command);
+    let mut server = spawn(scene, command);
+    let listens = server.wait_until(Duration::from_secs(30), |s| s.stderr_so_far().contains("serving QUIC and TCP"));
+    assert!(listens, "the endpoint does not listen:\n{}", server.stderr_so_far());
+    server
+}
+
+/// Makes two identities that trust each other as `server` and `client`.
+pub(crate) fn acquaint(scene: &Scene, server: &Path, client: &Path) {
+    make_identity(scene, server, "server");
+    make_identity(scene, client, "client");
+    trust(scene, server, client, "client");
+    trust(scene, client, server, "server");
+}
+
 /// Makes an identity with `ccat-xfer cert`.
 pub(crate) fn make_identity(scene: &Scene, folder: &Path, name: &str) {
     cert(scene, folder, &["new", "--name", name]);
@@ -104,7 +162,8 @@ pub(crate) fn trust(scene: &Scene, folder: &Path, peer: &Path, name: &str) {
     cert(scene, folder, &["trust", certificate.to_str().expect("UTF-8"), name]);
 }
 
-fn cert(scene: &Scene, folder: &Path, words: &[&str]) {
+/// `ccat-xfer cert` with these words.
+pub(crate) fn cert(scene: &Scene, folder: &Path, words: &[&str]) {
     let mut command = Command::new(PROGRAM);
     command.arg("--identity").arg(folder).arg("cert").args(words);
     own_home(scene, &mut command);
