@@ -132,9 +132,8 @@ impl Endpoint {
 
 fn run_server(scene: &Scene, folder: &Path, verbose: bool) -> Running {
     let mut command = Command::new(PROGRAM);
-    if verbose {
-        command.arg("-v");
-    }
+    // Its own words tell when it listens, and when it has reloaded.
+    command.args(if verbose { &["-v"][..] } else { &["--log", "info"] });
     command.arg("serve").arg("--config").arg(folder.join("serve.toml"));
     own_home(scene, &mut command);
     let mut server = spawn(scene, command);
