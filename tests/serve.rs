@@ -6,7 +6,7 @@ mod harness;
 
 use std::{
     fs,
-    io::Write as _,
+    io::{Read as _, Write as _},
     net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -117,9 +117,8 @@ fn digests(told: &[Kept]) -> Vec<Digest> {
     all
 }
 
-/// The receipts of a job outlive the session and the process that made them, and are told to the peer that began it, and
-/// to nobody else. Seen to fail with receipts refused, with the owner not compared, and with receipts that are not synced
-/// under their name.
+/// The receipts of a job outlive the session and the process that made them, and are told to the peer that began it,
+/// and to nobody else.
 #[test]
 fn receipts_are_told_again_to_whom_they_belong() {
     let mut rng = seed("receipts_are_told_again_to_whom_they_belong");
@@ -220,8 +219,7 @@ fn by_rsh(scene: &Scene) -> Remote {
 }
 
 /// A newer attempt ends an older one that is under way, which says so, whether one process serves both or two do, and
-/// whoever receives. Seen to fail with the running attempts not looked at (an endpoint that sends), and with the fence on
-/// disk not looked at between commits (two processes).
+/// whoever receives.
 #[test]
 fn a_newer_attempt_ends_the_older_one_at_once() {
     let mut rng = seed("a_newer_attempt_ends_the_older_one_at_once");
@@ -283,14 +281,13 @@ impl Watcher {
     }
 }
 
-/// Limits are a peer's, not a session's, and not a key's. Only a lower bound of time is judged: no load shortens it. Seen
-/// to fail with a rate for each session, and with sessions counted by key.
+/// Limits are a peer's, not a session's, and not a key's. Only a lower bound of time is judged: no load shortens it.
 #[test]
 fn limits_hold_for_a_peer() {
     let mut rng = seed("limits_hold_for_a_peer");
     let scene = Scene::new("limits");
     let root = scene.folder("location");
-    write_file(&root.join("file"), 12 << 20, &mut rng);
+    write_file(&root.join("file"), 24 << 20, &mut rng);
     let folder = scene.folder("endpoint");
     acquaint(&scene, &folder.join("server"), &folder.join("client"));
     // The same peer with a second key, and another one.
@@ -316,8 +313,9 @@ fn limits_hold_for_a_peer() {
     let begun = Instant::now();
     let mut both = [fetch("client", 1), fetch("client2", 2)];
     // Both sessions are there when bytes of both have come.
-    for one in &mut both {
-        one.wait_until(HANG, |r| String::from_utf8_lossy(&r.stdout_so_far()).contains("\"links\":"));
+    for (n, one) in both.iter_mut().enumerate() {
+        let parts = scene.join(&format!("dest-{}/.ccat-xfer", n + 1));
+        assert!(one.wait_until(HANG, |_| parts.exists()), "no bytes have come");
     }
     let third = fetch("client2", 3).wait(HANG).expect_code(exit::NETWORK);
     assert!(third.said().contains("as many sessions as it may have"), "{}", third.said());
@@ -325,11 +323,10 @@ fn limits_hold_for_a_peer() {
     for one in both {
         one.wait(HANG).expect_code(exit::SUCCESS);
     }
-    // Six chunks of half a second each, the first of which waits for nothing.
-    assert!(begun.elapsed() >= Duration::from_millis(2_400), "24 MiB in {:?} at 8 MiB/s", begun.elapsed());
+    // Twelve chunks of half a second each, the first of which waits for nothing.
+    assert!(begun.elapsed() >= Duration::from_secs(5), "48 MiB in {:?} at 8 MiB/s", begun.elapsed());
 }
 
-/// Seen to fail with the wish not sent.
 #[test]
 fn a_pull_tells_how_many_streams_it_wants() {
     let mut rng = seed("a_pull_tells_how_many_streams_it_wants");
@@ -377,7 +374,6 @@ fn send_as(scene: &Scene, endpoint: &Endpoint, identity: &Path, name: &str) -> h
     spawn(scene, command).wait(HANG)
 }
 
-/// Seen to fail without the reload (both ways).
 #[test]
 fn keys_and_peers_change_while_it_runs() {
     let scene = Scene::new("reload");
@@ -419,7 +415,7 @@ fn keys_and_peers_change_while_it_runs() {
     assert!(endpoint.is_running());
 }
 
-/// Whom a private authority vouches for, for as long as it does. Seen to fail with validity dates not judged.
+/// Whom a private authority vouches for, for as long as it does.
 #[test]
 fn a_private_authority_vouches_for_a_while() {
     let scene = Scene::new("authority");
@@ -466,8 +462,7 @@ fn a_private_authority_vouches_for_a_while() {
     assert!(!root.join("expired-endpoint").exists());
 }
 
-/// A listener answers in a version that the dialer speaks, and a dialer leaves one that does not. Seen to fail with any
-/// other version refused by the listener, and with the listener's answer not looked at by the dialer.
+/// A listener answers in a version that the dialer speaks, and a dialer leaves one that does not.
 #[test]
 fn versions_are_agreed_on() {
     let scene = Scene::new("version");
@@ -514,6 +509,7 @@ fn answer_in_version(listener: &TcpListener, key: &Path, version: u16) -> bool {
     tcp.set_read_timeout(Some(HANG)).expect("a timeout");
     let mut tls = ServerConnection::new(Arc::new(config)).expect("a server");
     let mut stream = Stream::new(&mut tls, &mut tcp);
+    stream.write_all(&[0x06]).and_then(|()| stream.flush()).expect("the first byte");
     let (kind, _) = read_frame(&mut stream).expect("a hello");
     assert_eq!(kind, FrameKind::LinkHello);
     let accept = LinkAnswer::Accept { version, proof: [0; 32] };
@@ -523,7 +519,7 @@ fn answer_in_version(listener: &TcpListener, key: &Path, version: u16) -> bool {
 }
 
 /// A required feature that is unknown refuses the job before anything is made; an optional one, and an optional field,
-/// are passed over. Seen to fail with required features not looked at, and with all optional ones agreed to.
+/// are passed over.
 #[test]
 fn features_are_agreed_on() {
     let scene = Scene::new("features");
@@ -601,6 +597,10 @@ impl Call {
         }
         let label = b"EXPORTER-ccat-xfer link";
         let binding = tls.conn.export_keying_material([0u8; 32], label, Some(&[])).expect("a binding");
+        // The listener's word that the certificate will do, before any frame.
+        let mut admitted = [0];
+        tls.read_exact(&mut admitted).expect("the listener's first byte");
+        assert_eq!(admitted, [0x06]);
         let (session, secret) = (rand::random(), SessionSecret(rand::random()));
         let proof = link_proof(&secret, &session, LinkSide::Dialer, &binding);
         let hello = LinkHello { version, session, open: Some(secret), proof };
@@ -681,7 +681,7 @@ impl ServerCertVerifier for AnyServer {
     }
 }
 
-/// `::1`, over both transports. Seen to fail with the brackets of the address kept.
+/// `::1`, over both transports.
 #[test]
 fn an_endpoint_on_ipv6() {
     let test = "an_endpoint_on_ipv6";

@@ -89,7 +89,6 @@ mod tests {
         session.failure().map(|f| f.class)
     }
 
-    /// Seen to fail with the older session left running, and with the scope left out of the comparison.
     #[test]
     fn a_newer_attempt_ends_the_older_ones_of_its_job_and_place() {
         let attempts = Attempts::default();

@@ -48,8 +48,7 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// What one of several sessions takes, the others wait for. Only lower bounds, which no load can break. Seen to fail
-    /// with the shared rate left out.
+    /// What one of several sessions takes, the others wait for. Only lower bounds, which no load can break.
     #[tokio::test]
     async fn sessions_share_a_rate() {
         let begun = Instant::now();

@@ -791,7 +791,6 @@ mod tests {
         }
     }
 
-    /// Seen to fail with the field skipped as an unknown one.
     #[test]
     fn the_wish_for_streams_is_an_optional_field() {
         let Some(Message::Hello(plain)) = samples().into_iter().next() else { panic!("a hello") };

@@ -33,7 +33,6 @@ fn kept(place: &Place, job: [u8; 16]) -> Option<(String, u64, Vec<Vec<u8>>)> {
     Some((owner, fence, all))
 }
 
-/// Seen to fail with the receipts written under their final name, and with the check of the fence left out.
 #[test]
 fn receipts_are_those_of_the_last_attempt_that_ended() {
     let place = Place::new();
@@ -81,7 +80,7 @@ fn receipts_of_dead_processes_are_removed() {
     assert_eq!(kept(&place, [1; 16]), Some((String::new(), 1, Vec::new())));
 }
 
-/// Every damaged byte is noticed, at the latest behind what was right. Seen to fail with a torn tail let pass.
+/// Every damaged byte is noticed, at the latest behind what was right.
 #[test]
 fn damaged_receipts_are_not_believed() {
     let place = Place::new();
@@ -111,7 +110,6 @@ fn damaged_receipts_are_not_believed() {
     assert!(jobs.receipts([10; 16]).is_err());
 }
 
-/// Seen to fail with the oldest ones left.
 #[test]
 fn receipts_of_so_many_jobs_are_kept() {
     let place = Place::new();

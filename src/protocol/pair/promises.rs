@@ -243,8 +243,7 @@ fn groups_become_durable_by_age_and_by_size() {
     }
 }
 
-/// What is said about entries is taken down, all of it, and the word on the tree waits until it is durable. Seen to fail
-/// with that word said at once, and with failures left out.
+/// What is said about entries is taken down, all of it, and the word on the tree waits until it is durable.
 #[test]
 fn receipts_are_kept_before_the_tree_is_said_to_be_complete() {
     let mut receiver = Receiver::new(ChunkSize::DEFAULT, false, false);
