@@ -96,7 +96,10 @@ impl<'a> Reader<'a> {
 
     /// Text behind a 16-bit length; what is not UTF-8 is replaced, since it only ever reaches a human.
     pub fn text16(&mut self, limit: u16) -> Result<String, ProtocolError> {
-        self.bytes16(limit).map(|b| String::from_utf8_lossy(b).into_owned())
+        let mut text = String::from_utf8_lossy(self.bytes16(limit)?).into_owned();
+        // A replacement is longer than what it replaces, and what was accepted must fit when it is sent on.
+        text.truncate(text.floor_char_boundary(limit.into()));
+        Ok(text)
     }
 
     /// A path behind a 16-bit length.
@@ -212,6 +215,14 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn replaced_text_keeps_its_limit() {
+        let mut bytes = 9u16.to_le_bytes().to_vec();
+        bytes.extend_from_slice(b"abc\xff\xff\xff\xff\xff\xff");
+        let mut reader = Reader::new(&bytes, "test");
+        assert_eq!(reader.text16(9).as_deref(), Ok("abc\u{fffd}\u{fffd}"));
+    }
 
     #[test]
     fn declared_counts_are_compared_with_what_is_there() {
