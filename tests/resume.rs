@@ -10,8 +10,8 @@ use std::{
 };
 
 use harness::{
-    Events, Far, Rng, Scene, Transport, TreeSpec, Xfer, assert_same_tree, build, check_digests, count, exit, far_pids,
-    kill, processes_with, say, seed, size,
+    Endpoint, Events, Far, Rng, Scene, Transport, TreeSpec, Xfer, assert_same_tree, build, check_digests, count, exit,
+    far_pids, kill, processes_with, say, seed, size, spawn,
 };
 use rustix::process::Signal;
 
@@ -69,6 +69,45 @@ impl Round<'_> {
 
 fn orders(rng: &mut Rng) -> (Transport, bool) {
     (*rng.pick(&Transport::ALL), rng.coin())
+}
+
+/// A name that does not exist yet is that of the copy. The same command must mean the same when the interrupted run has
+/// made it.
+#[test]
+fn a_folder_goes_on_under_its_new_name() {
+    let mut rng = seed("a_folder_goes_on_under_its_new_name");
+    let scene = Scene::new("new-name");
+    let source = scene.join("source");
+    let large = 24 << 20;
+    build(&source, &TreeSpec::plain(large, 20), &mut rng);
+    let root = scene.folder("location");
+    let endpoint = Endpoint::start(&scene, &root, &["create", "read"]);
+    for (n, (push, far)) in [(true, Far::Rsh), (false, Far::Rsh), (true, Far::Serve(&endpoint))].into_iter().enumerate()
+    {
+        let parent = root.join(format!("parent-{n}"));
+        fs::create_dir(&parent).expect("a folder");
+        let (dest, parts) = (parent.join("new"), parent.join(".ccat-xfer"));
+        let slow = Xfer::new(&scene, far, Transport::Tcp).arg("--rate-limit").arg("8M");
+        let command = |xfer: &Xfer<'_>| {
+            if push { xfer.send(&[&source], &dest) } else { xfer.recv(&source, &dest) }
+        };
+        let mut run = spawn(&scene, command(&slow));
+        assert!(run.wait_until(Duration::from_secs(60), |_| dest.exists()), "run {n} made no folder");
+        run.signal(Signal::INT);
+        run.wait(Duration::from_secs(60)).expect_code(exit::CANCELLED);
+        let events = spawn(&scene, command(&Xfer::new(&scene, far, Transport::Tcp)))
+            .wait(Duration::from_secs(120))
+            .expect_code(exit::SUCCESS)
+            .events();
+        assert_eq!(events.number("bytes"), large + 20 * (10 << 10), "run {n}");
+        assert_same_tree(&source, &dest);
+        assert!(!parts.exists(), "run {n} left {}", parts.display());
+        // That job has come to its end: now the name is a folder that the source is put into.
+        spawn(&scene, command(&Xfer::new(&scene, far, Transport::Tcp)))
+            .wait(Duration::from_secs(120))
+            .expect_code(exit::SUCCESS);
+        assert_same_tree(&source, &dest.join("source"));
+    }
 }
 
 #[test]
@@ -252,7 +291,7 @@ fn clean_removes_left_over_parts() {
         let mut command = std::process::Command::new(harness::PROGRAM);
         command.arg("clean").args(args).arg(&dest);
         harness::own_home(&scene, &mut command);
-        harness::spawn(&scene, command).wait(Duration::from_secs(60)).expect_code(exit::SUCCESS)
+        spawn(&scene, command).wait(Duration::from_secs(60)).expect_code(exit::SUCCESS)
     };
     clean(&[]);
     assert!(largest_below(&dest.join(".ccat-xfer")).is_some(), "a listing removes nothing");
@@ -287,7 +326,7 @@ fn a_scene_finds_and_ends_its_processes() {
     let scene = Scene::new("self");
     let mut command = std::process::Command::new("setsid");
     command.args(["sh", "-c", "sleep 300 & sleep 300"]);
-    let run = harness::spawn(&scene, command);
+    let run = spawn(&scene, command);
     std::thread::sleep(Duration::from_millis(300));
     assert!(processes_with(scene.mark()).len() >= 2);
     let mark = scene.mark().to_owned();

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     chunk::{RelPath, escape_bytes},
     disk::{FileKind, Root},
-    engine::{Attempts, FailureClass, JobError, Naming, Opened, Places, top_name},
+    engine::{Attempts, FailureClass, JobError, Naming, Opened, Places, top_name, unfinished_name},
     protocol::{JobFlags, TypedPath},
 };
 
@@ -129,7 +129,15 @@ impl Places for PeerPlaces {
             return Ok((beneath(&path)?, Naming::default()));
         }
         match root.stat(&path).map_err(|e| destination(&e)) {
-            Ok(Some(found)) if found.kind == FileKind::Dir => return Ok((beneath(&path)?, Naming::default())),
+            Ok(Some(found)) if found.kind == FileKind::Dir => {
+                if let (Some(from), Some((parent, name)), false) = (&single, path.split_last(), slash)
+                    && let Ok(parent) = beneath(&parent)
+                    && let Some(naming) = unfinished_name(&parent, from, name)
+                {
+                    return Ok((parent, naming));
+                }
+                return Ok((beneath(&path)?, Naming::default()));
+            }
             Ok(Some(_)) if slash || single.is_none() => {
                 return Err(destination(format!("{path} is not a directory; give one for several sources")));
             }

@@ -25,7 +25,7 @@ pub use link::{
     run as run_link,
 };
 pub use pace::Pace;
-pub use places::{Home, Opened, Places, resolve_destination, top_name};
+pub use places::{Home, Opened, Places, resolve_destination, top_name, unfinished_name};
 pub use receipts::{Kept, KeptTree, ask_receipts};
 pub use receive::{Naming, host_name};
 pub use report::{Action, FailureClass, FileReport, Limit, Observer, Progress, Silent, Summary, TransportKind};

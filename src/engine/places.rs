@@ -11,6 +11,7 @@ use super::{Attempts, FailureClass, JobError, receive::Naming};
 use crate::{
     chunk::escape_bytes,
     disk::Root,
+    journal::NewName,
     protocol::{JobFlags, TypedPath},
 };
 
@@ -87,7 +88,15 @@ pub fn resolve_destination(
     let slash = bytes.ends_with(b"/") || top_name(bytes).is_none();
     let single = if sources.len() == 1 && !more { sources.first().and_then(|s| top_name(s)) } else { None };
     match std::fs::metadata(typed) {
-        Ok(found) if found.is_dir() => return Ok((open(typed)?, Naming::default())),
+        Ok(found) if found.is_dir() => {
+            if let (Some(name), Some(parent), false) = (single, typed.parent(), slash)
+                && let Ok(parent) = open(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
+                && let Some(naming) = unfinished_name(&parent, &name, &top_name(bytes).unwrap_or_default())
+            {
+                return Ok((parent, naming));
+            }
+            return Ok((open(typed)?, Naming::default()));
+        }
         Ok(_) if slash || single.is_none() => {
             return Err(failure(format!("{shown} is not a directory; give a directory for several sources")));
         }
@@ -120,6 +129,14 @@ pub fn resolve_destination(
         dir.sync_all().map_err(|e| failure(format!("cannot sync the directory of {shown}: {e}")))?;
     }
     Ok((open(typed)?, Naming::default()))
+}
+
+/// The naming of a folder that an earlier run of the same command began to copy as `to`: this run goes on with it,
+/// instead of putting a second copy into the first.
+pub fn unfinished_name(parent: &Arc<Root>, from: &[u8], to: &[u8]) -> Option<Naming> {
+    // What cannot be read is not ours to go on with.
+    let begun = NewName::new(Arc::clone(parent), from, to).is_begun().unwrap_or(false);
+    begun.then(|| Naming { rename: Some((from.to_vec(), to.to_vec())) })
 }
 
 /// The file system as the user that the program runs as sees it: what a job started over ssh may name.
@@ -199,6 +216,14 @@ mod tests {
         std::fs::create_dir(at("new")).unwrap();
         let (root, naming) = resolve_destination(&at("new"), &one, false, false).unwrap();
         assert_eq!((root.path(), naming.rename), (at("new").as_path(), None));
+        // A run that gave this name and was interrupted is gone on with, by the same command only.
+        NewName::new(Arc::new(Root::open(dir.path()).unwrap()), b"a", b"new").begin().unwrap();
+        let (root, naming) = resolve_destination(&at("new"), &one, false, false).unwrap();
+        assert_eq!(root.path(), dir.path());
+        assert_eq!(naming.rename, Some((b"a".to_vec(), b"new".to_vec())));
+        for (typed, sources) in [(at("new").join(""), b"src/a".to_vec()), (at("new"), b"b".to_vec())] {
+            assert_eq!(resolve_destination(&typed, &[sources], false, false).unwrap().1.rename, None);
+        }
         let two = vec![b"a".to_vec(), b"b".to_vec()];
         let (root, _) = resolve_destination(&at("both"), &two, false, false).unwrap();
         assert_eq!(root.path(), at("both"));

@@ -8,6 +8,7 @@ use super::{
     folder::{is_folder_name, open_folder, open_parts_dir},
     jobs::JOBS_NAME,
     log::Listing,
+    names::forget_names,
     publish::PUBLISH_LOCK,
     writer::{JOURNAL_NAME, part_name, part_number},
 };
@@ -89,6 +90,10 @@ pub fn remove_unlocked(root: &Root, which: &Which) -> Result<Vec<LeftPart>, Jour
         if stay.is_empty() {
             remove_folder(&parts_dir, &name, &dir, &journal)?;
         }
+    }
+    // A job under way needs its notes as much as its parts.
+    if matches!(which, Which::All) && folders(&parts_dir)?.is_empty() {
+        forget_names(&parts_dir)?;
     }
     sweep(root, &parts_dir)?;
     Ok(removed)

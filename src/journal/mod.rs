@@ -28,6 +28,7 @@
 //!   jobs/<32 hex digits>          one job: highest fence
 //!   jobs/<32 hex digits>.receipts receipts of the job's last attempt that came to its end
 //!   jobs/<16 hex digits>.new      receipts of an attempt under way, locked (flock) while they are taken down
+//!   n-<32 hex digits>             a folder is being copied under a new name into `P`
 //!   publish.lock                  locked while a name is replaced
 //! ```
 //!
@@ -116,6 +117,15 @@
 //! publication whether a higher one has come: a process that was stopped and goes on ends by itself there, and the
 //! lock keeps it out of the files of its successor.
 //!
+//! # New names
+//!
+//! A single folder sent to a name that does not exist gets this name. The job's `P` is then the parent of the new
+//! folder, where the same command, finding the folder, would go *into* it. So before the folder is made, the empty file
+//! `n-<digits>` is made in `P` and the directory synced; the digits are the first 16 bytes of the BLAKE3 hash of the new
+//! name, one NUL and the source's name. Whoever is to put a folder of the same name into an existing folder looks for it
+//! first, and if it is there, goes on under the new name. It is removed when the sender has said `BYE` and no entry
+//! failed, and by `clean --remove`.
+//!
 //! # Receipts
 //!
 //! Of a job with a fence the receipts are kept, so that they can be asked for again. A job without one leaves nothing
@@ -169,6 +179,8 @@ mod link;
 #[cfg(feature = "engine")]
 mod log;
 #[cfg(feature = "engine")]
+mod names;
+#[cfg(feature = "engine")]
 mod part;
 #[cfg(feature = "engine")]
 mod publish;
@@ -188,6 +200,7 @@ pub use self::{
     error::JournalError,
     jobs::{JobState, Jobs},
     link::PublishLink,
+    names::NewName,
     part::{HeldRange, Part, SeedFile},
     publish::{Publish, PublishMode, PublishOutcome, Staged},
     receipts::{KeptReceipts, MAX_KEPT_BYTES, MAX_KEPT_JOBS, ReceiptWriter},

@@ -30,7 +30,7 @@ use crate::{
     buf::Buffer,
     chunk::{ChunkSize, ChunkValue, RelPath},
     disk::{DiskError, FileMeta, Identity, Root, Timestamp},
-    journal::{JournalError, Part, PartStore, ReceiptWriter, SmallPart, Staged},
+    journal::{JournalError, NewName, Part, PartStore, ReceiptWriter, SmallPart, Staged},
     protocol::{Action, Class, DataHead, Entry, EntryKind, Evidence, FrameHeader, JobFlags, Meta, ReceiverEvent},
 };
 
@@ -161,6 +161,20 @@ impl Destination {
                 names.try_fold(RelPath::new(to.clone()).map_err(bad)?, |p, n| p.join(n)).map_err(bad)
             }
             _ => Ok(path.clone()),
+        }
+    }
+
+    /// The new name that the job gives, if this is the path of the folder that gets it.
+    fn new_name(&self, path: &RelPath) -> Option<NewName> {
+        let (from, to) = self.rename.as_ref()?;
+        (path.as_bytes() == from.as_slice()).then(|| NewName::new(Arc::clone(&self.root), from, to))
+    }
+
+    /// Both ends know that everything is in place: the same command means a new copy from now on.
+    fn forget_new_name(&self) -> Result<(), JournalError> {
+        match &self.rename {
+            Some((from, to)) if !self.read_only_names => NewName::new(Arc::clone(&self.root), from, to).end(),
+            _ => Ok(()),
         }
     }
 
@@ -378,12 +392,16 @@ pub(super) async fn drive(
         tasks.shutdown().await;
     }
     let ending = Arc::clone(destination);
+    let whole = result.is_ok() && session.with_receiver_quietly(|r| r.failed()) == Some(0);
     let ended = spawn_blocking(move || {
         ending.files.lock().unwrap_or_else(PoisonError::into_inner).clear();
         *ending.receipts.lock().unwrap_or_else(PoisonError::into_inner) = None;
         ending.parked.lock().unwrap_or_else(PoisonError::into_inner).frames.clear();
         ending.pieces.lock().unwrap_or_else(PoisonError::into_inner).clear();
         ending.store.finish()?;
+        if whole {
+            ending.forget_new_name()?;
+        }
         match ending.root_meta.lock().unwrap_or_else(PoisonError::into_inner).take() {
             Some(meta) => Ok(ending.root.set_metadata(&RelPath::root(), &meta)?),
             None => Ok::<_, JournalError>(()),

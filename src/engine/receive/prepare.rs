@@ -3,6 +3,7 @@
 use super::{
     Destination, ParkedFrame, disk_failure,
     frames::{handle_data, handle_pack},
+    journal_failure,
 };
 use crate::chunk::RelPath;
 use crate::disk::{DiskError, DiskErrorKind, FileKind, FileMeta, Timestamp};
@@ -61,6 +62,11 @@ impl Destination {
             EntryKind::DirEnd => Ok(Prepared::Later),
             _ if self.read_only_names => self.rehearse(&path, entry),
             EntryKind::Dir => {
+                if let Some(name) = self.new_name(&entry.path)
+                    && self.root.stat(&path).map_err(|e| disk_failure(&e))?.is_none()
+                {
+                    name.begin().map_err(|e| journal_failure(&e))?;
+                }
                 // The mode of the source may forbid writing; it is set when everything is in place.
                 self.root.make_dirs_unsynced(&path, 0o700).map_err(|e| disk_failure(&e))?;
                 settled(Done::Made, false)
