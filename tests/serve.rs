@@ -218,6 +218,58 @@ fn by_rsh(scene: &Scene) -> Remote {
     }
 }
 
+/// Jobs that have ended leave nothing at an endpoint that would count against the peer's next ones.
+#[test]
+fn ended_jobs_do_not_use_up_a_peers_sessions() {
+    let mut rng = seed("ended_jobs_do_not_use_up_a_peers_sessions");
+    let scene = Scene::new("ended");
+    let root = scene.folder("location");
+    write_file(&root.join("file"), 1_000, &mut rng);
+    let folder = scene.folder("endpoint");
+    acquaint(&scene, &folder.join("server"), &folder.join("client"));
+    let setup =
+        Setup { rights: &["read", "create"], serve: "max_sessions_per_peer = 2\n", verbose: true, ..Setup::default() };
+    let mut endpoint = Endpoint::begin(&scene, &root, &setup);
+    for n in 0..12 {
+        let xfer = Xfer::new(&scene, Far::Serve(&endpoint), Transport::Tcp);
+        let got = scene.join(&format!("got-{n}"));
+        spawn(&scene, xfer.recv(&root.join("file"), &got)).wait(HANG).expect_code(exit::SUCCESS);
+        spawn(&scene, xfer.send(&[&got], &root.join(format!("sent-{n}")))).wait(HANG).expect_code(exit::SUCCESS);
+        // The client leaves when it knows everything; the endpoint's own end of the job may take a moment more.
+        endpoint.wait_for_words("job complete", 2 * n + 2);
+    }
+    assert!(!endpoint.said().contains("job ended"), "{}", endpoint.said());
+}
+
+/// A fence holds wherever it is kept: an attempt that gave the destination its name kept it beside the destination.
+#[test]
+fn a_late_attempt_is_refused_though_its_destination_exists_now() {
+    let mut rng = seed("a_late_attempt_is_refused_though_its_destination_exists_now");
+    let scene = Scene::new("late");
+    let root = scene.folder("location");
+    let source = scene.join("source");
+    build(&source, &TreeSpec::plain(1 << 20, 20), &mut rng);
+    let endpoint = Endpoint::start(&scene, &root, &["create"]);
+    let client = endpoint.identity("client");
+    let push = |fence: u64| {
+        let direction = Direction::Push { sources: vec![source.clone()], destination: below("new") };
+        let watcher: Arc<dyn Observer> = Arc::new(Watcher::default());
+        let known = Some(credentials(&client));
+        runtime().block_on(reach::run(
+            direction,
+            at(&endpoint),
+            options(1, fence),
+            known,
+            watcher,
+            CancellationToken::new(),
+        ))
+    };
+    push(2).expect("the newer one");
+    let late = push(1).expect_err("the late one");
+    assert_eq!(late.class, FailureClass::Overtaken, "{late}");
+    assert_same_tree(&source, &root.join("new"));
+}
+
 /// A newer attempt ends an older one that is under way, which says so, whether one process serves both or two do, and
 /// whoever receives.
 #[test]

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     chunk::ChunkSize,
     disk::Root,
-    journal::{Jobs, PartStore, StoreOptions},
+    journal::{Jobs, JournalError, PartStore, StoreOptions},
     protocol::{
         FEATURES, Hello, JobFlags, MAX_HELLO_ITEMS, Message, Purpose, Receiver, Request, Sender, TypedPath, Welcome,
         common, unknown_required,
@@ -193,6 +193,13 @@ fn raise_fence(root: &Arc<Root>, job: [u8; 16], fence: u64) -> Result<(), JobErr
     Jobs::new(Arc::clone(root)).raise_fence(job, fence).map_err(|e| receive::job_failure(receive::journal_failure(&e)))
 }
 
+/// Refuses an attempt that was overtaken by one whose fence is kept in this directory.
+fn heed_fence(root: &Arc<Root>, job: [u8; 16], fence: u64) -> Result<(), JobError> {
+    let failure = |e| receive::job_failure(receive::journal_failure(&e));
+    let highest = Jobs::new(Arc::clone(root)).state(job).map_err(failure)?.fence;
+    if highest > fence { Err(failure(JournalError::Overtaken { highest, ours: fence })) } else { Ok(()) }
+}
+
 fn open_store(root: &Arc<Root>, job: [u8; 16], fence: u64) -> Result<PartStore, JobError> {
     PartStore::open(Arc::clone(root), StoreOptions { job: Some((job, fence)), ..StoreOptions::default() })
         .map_err(|e| receive::job_failure(receive::journal_failure(&e)))
@@ -348,6 +355,12 @@ async fn accept_inner(
     match &hello.request {
         Request::Push { destination, sources, more } => {
             let (root, naming) = places.destination(destination, sources, *more, hello.flags)?;
+            if hello.fence > 0 {
+                // An earlier attempt may have given the destination its name, and kept its fence beside it.
+                for other in places.kept_at(destination)? {
+                    heed_fence(&other, hello.job, hello.fence)?;
+                }
+            }
             raise_fence(&root, hello.job, hello.fence)?;
             let into = Scope::Into { job: hello.job, location: destination.location.clone() };
             let _attempt = places.attempts().map(|a| a.enter(into, hello.fence, session)).transpose()?;

@@ -48,8 +48,6 @@ pub(super) fn allowed(choice: TransportChoice) -> &'static [Transport] {
 pub(super) struct Target {
     pub(super) addresses: Vec<SocketAddr>,
     pub(super) options: DialOptions,
-    /// Opens the session at an endpoint; over ssh it exists already.
-    pub(super) open: bool,
 }
 
 /// A connection that came about, and how.
@@ -175,6 +173,9 @@ pub(super) async fn join(mut link: Link, session: &Arc<Session>, open: bool, awa
 }
 
 /// Keeps `wanted` links of one transport up until the session is over; on a dead path the other transport is tried too.
+///
+/// These links join the session and never open it: a peer that does not know it (any more) has ended it or was started
+/// anew, and would begin one in which nothing that was said before has been heard.
 pub(super) async fn maintain(
     session: Arc<Session>,
     target: Target,
@@ -198,7 +199,7 @@ pub(super) async fn maintain(
         let attempt = async {
             for &address in &target.addresses {
                 match dial(transport, address, &target.options).await {
-                    Ok(link) => match join(link, &session, target.open, true).await {
+                    Ok(link) => match join(link, &session, false, true).await {
                         Ok(()) => return true,
                         Err(error) => failure = Some(error),
                     },

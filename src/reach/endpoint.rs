@@ -40,7 +40,7 @@ pub(super) async fn reach(
         tuning: super::ssh::tuning(options),
         ..DialOptions::new(credentials.identity.clone(), Arc::clone(&credentials.policy))
     };
-    let target = Target { addresses, options: dial, open: true };
+    let target = Target { addresses, options: dial };
     let (link, why) = connect(&target, options.transport).await?;
     let transport = link.info.transport;
     // Whoever answered keeps being called; other addresses of the name may be other machines.

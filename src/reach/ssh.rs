@@ -228,7 +228,7 @@ pub(super) async fn reach(
     }
     let addresses = far_addresses(&known, &answer, data_address.is_some());
     let dial = DialOptions { tuning: tuning(options), ..DialOptions::new(identity, policy as Arc<dyn PeerPolicy>) };
-    let target = Target { addresses, options: dial, open: false };
+    let target = Target { addresses, options: dial };
     let mut tasks = JoinSet::new();
     let (tx, mut arrivals) = mpsc::channel(8);
     if let Some(listener) = listener {

@@ -82,7 +82,7 @@ pub async fn stdio(cancel: CancellationToken) -> Result<(), JobError> {
         addresses.dedup();
         let dial =
             DialOptions { tuning: tuning(&options), ..DialOptions::new(identity, policy as Arc<dyn PeerPolicy>) };
-        let target = Target { addresses, options: dial, open: false };
+        let target = Target { addresses, options: dial };
         tasks.spawn(call_back(Arc::clone(&session), target, choice, call.connections));
     }
     tasks.spawn(take_stream(Arc::clone(&session), stream_link(from, to, false)));
