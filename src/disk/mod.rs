@@ -25,7 +25,7 @@ pub use error::{DiskError, DiskErrorKind};
 pub use lock::{LockOutcome, lock_file};
 pub use meta::{FileKind, FileMeta, Identity, Stat, Timestamp};
 pub use readback::{ReadBack, ReadMethod, read_back};
-pub use root::{RESERVED_NAME, Root, is_reserved};
+pub use root::{RESERVED_NAME, Root, is_reserved, shown_path};
 pub use source::SourceFile;
 pub use space::{Reservation, SyncScope, sync_file_system, sync_scope};
 pub use sparse::{Extent, next_data, punch_hole, write_sparse};

@@ -1,6 +1,6 @@
 use std::{
     collections::HashMap,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -24,6 +24,23 @@ pub fn is_reserved(path: &RelPath) -> bool {
     path.components().any(|name| name.eq_ignore_ascii_case(RESERVED_NAME))
 }
 
+/// A path for a human: what lies behind a handle of [`Root::handle_path`] is named without it, because the number says
+/// nothing to anybody, least of all to a peer.
+pub fn shown_path(path: &Path) -> &[u8] {
+    let bytes = path.as_os_str().as_bytes();
+    let Some(rest) = bytes.strip_prefix(HANDLES) else { return bytes };
+    let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
+    match rest.split_at(digits) {
+        ([], _) => bytes,
+        (_, [] | [b'/']) => b".",
+        (_, [b'/', below @ ..]) => below,
+        _ => bytes,
+    }
+}
+
+/// Where the kernel shows a process its open files.
+const HANDLES: &[u8] = b"/proc/self/fd/";
+
 /// An open directory, beneath which every lookup stays.
 ///
 /// Lookups refuse symbolic links in every component (`openat2(2)` with RESOLVE_BENEATH, NO_SYMLINKS, NO_MAGICLINKS;
@@ -42,8 +59,7 @@ pub struct Root {
 impl Root {
     /// Opens a directory that exists.
     pub fn open(path: &Path) -> Result<Self, DiskError> {
-        use std::os::unix::ffi::OsStrExt as _;
-        let bytes = path.as_os_str().as_bytes();
+        let bytes = shown_path(path);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd =
             rustix::fs::open(path, flags, Mode::empty()).map_err(|e| DiskError::new("open directory", bytes, e))?;
@@ -57,7 +73,6 @@ impl Root {
 
     /// A directory beneath this one as a root of its own: nothing looked up through it leaves it.
     pub fn beneath(&self, path: &RelPath) -> Result<Self, DiskError> {
-        use std::os::unix::ffi::OsStrExt as _;
         let dir = self.dir_now(path)?;
         let shown = self.path.join(std::ffi::OsStr::from_bytes(path.as_bytes()));
         Ok(Self {

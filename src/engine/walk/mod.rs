@@ -30,7 +30,10 @@ use self::{
     source::{Sources, TopName},
 };
 use super::FailureClass;
-use crate::chunk::{RelPath, escape_bytes};
+use crate::{
+    chunk::{RelPath, escape_bytes},
+    disk::shown_path,
+};
 
 /// The folder of parts and journals beside a destination; never part of a job.
 pub const PARTS_FOLDER: &[u8] = b".ccat-xfer";
@@ -133,10 +136,7 @@ impl Walk {
             }
             Err(error) => Some(failed(
                 name,
-                format!(
-                    "cannot open the source folder {}: {error}",
-                    escape_bytes(at.path.as_os_str().as_encoded_bytes())
-                ),
+                format!("cannot open the source folder {}: {error}", escape_bytes(shown_path(&at.path))),
             )),
         }
     }

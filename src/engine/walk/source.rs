@@ -15,7 +15,10 @@ use super::{
     DIR_FLAGS, Found, Meta, PARTS_FOLDER, failed,
     names::{Names, sort_key},
 };
-use crate::chunk::{RelPath, escape_bytes};
+use crate::{
+    chunk::{RelPath, escape_bytes},
+    disk::shown_path,
+};
 
 /// A directory that entries' paths are relative to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +30,7 @@ pub struct SourceRoot {
 impl SourceRoot {
     /// Where an entry below this root is, for a human.
     pub fn shown(&self, path: &RelPath) -> String {
-        escape_bytes(self.path.join(OsStr::from_bytes(path.as_bytes())).as_os_str().as_bytes())
+        escape_bytes(shown_path(&self.path.join(OsStr::from_bytes(path.as_bytes()))))
     }
 }
 
@@ -142,7 +145,7 @@ impl Sources {
             }
             Argument::Named { parent, name } => {
                 if name == PARTS_FOLDER {
-                    return Err(SourceError::Parts { path: escape_bytes(argument.as_os_str().as_bytes()) });
+                    return Err(SourceError::Parts { path: escape_bytes(shown_path(argument)) });
                 }
                 let whole = parent.join(OsStr::from_bytes(name));
                 let stat = match statat(CWD, &whole, AtFlags::SYMLINK_NOFOLLOW) {
@@ -195,7 +198,7 @@ impl<'a> Argument<'a> {
 }
 
 fn unreadable(argument: &Path, error: Errno) -> String {
-    let shown = escape_bytes(argument.as_os_str().as_bytes());
+    let shown = escape_bytes(shown_path(argument));
     match error {
         Errno::NOENT => format!("source {shown} does not exist"),
         Errno::NOTDIR => format!("source {shown} is not a folder, but ends in '/' or has a file in its path"),
@@ -207,6 +210,18 @@ fn unreadable(argument: &Path, error: Errno) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_handle_is_not_shown() {
+        for (path, shown) in [
+            ("/proc/self/fd/16/a/b", "source a/b does not exist"),
+            ("/proc/self/fd/16/", "source . does not exist"),
+            ("/proc/self/fd/x", "source /proc/self/fd/x does not exist"),
+            ("/a/b", "source /a/b does not exist"),
+        ] {
+            assert_eq!(unreadable(Path::new(path), Errno::NOENT), shown);
+        }
+    }
 
     #[test]
     fn arguments_mean_what_they_mean_to_rsync() {
