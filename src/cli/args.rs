@@ -48,6 +48,7 @@ pub(super) enum Command {
     #[command(override_usage = "ccat-xfer recv [OPTIONS] SOURCE... DEST")]
     Recv(Copy),
     /// Run this site's endpoint, as the settings file's table `serve` says: QUIC and TCP on one port, known peers only.
+    #[command(after_help = SERVE_HELP)]
     Serve,
     /// Read files again and compare with a manifest.
     Verify(Verify),
@@ -67,7 +68,7 @@ pub(super) enum Command {
 #[command(after_help = COPY_HELP)]
 pub(super) struct Copy {
     /// SOURCE... DEST. A SOURCE folder is copied whole; with a '/' at its end, only its contents. DEST is a folder, or a
-    /// new name for a single source.
+    /// new name for a single source. An interrupted copy of a folder goes on under its new name.
     #[arg(value_name = "PATH", num_args = 2.., required_unless_present = "show_config")]
     #[arg(value_hint = ValueHint::AnyPath)]
     pub(super) paths: Vec<OsString>,
@@ -286,6 +287,21 @@ are left alone and reported, unless --overwrite. Nothing is ever deleted. Hard l
 and ACLs are not kept.
 
 Sizes: k, M, G = 10^3; Ki, Mi, Gi = 2^10. Rates are bytes per second; with 'bit' at the end, bits.";
+
+const SERVE_HELP: &str = "\
+The settings file (--config, else config.toml in ~/.config/ccat-xfer) needs at least:
+
+    [[serve.location]]
+    name = \"buffer\"                       # peers say xfer://HOST/buffer/PATH
+    path = \"/data/buffer\"
+    [[serve.location.right]]
+    peer = \"chile\"                        # the name given to `cert trust`
+    may = [\"create\"]                      # of list, read, create, overwrite
+
+and may have, in the table [serve], with these defaults: listen = \"::\", port = 8422, identity = (that of the user), \
+max_sessions = 64, max_sessions_per_peer = 16, max_links_per_session = 16, memory_per_session = 67108864, rate_limit = \
+(bytes per second to one peer; none), sandbox = true. Before it starts, `cert new` makes its identity and `cert trust` \
+names its peers. Changed files of keys, peers and rights are read again by themselves. Logs go to stderr.";
 
 const EXIT_HELP: &str = "\
 Exit codes: 0 success, 1 internal, 2 usage, 3 source, 4 destination, 5 integrity, 6 identity, 7 network, 8 partial, \

@@ -135,7 +135,10 @@ pub(super) fn summary(summary: &Summary, dry_run: bool) -> String {
         line("repeated", format!("{} of chunks were sent more than once", show_size(s.bytes_repeated)));
     }
     if s.others > 0 {
-        line("also", format!("{} and links", counted(s.others, "folder")));
+        line(
+            "also",
+            if s.others == 1 { "1 folder or link".to_owned() } else { format!("{} folders and links", s.others) },
+        );
     }
     if s.skipped > 0 {
         line("skipped", format!("{} (FIFO, socket, device, left-over parts)", s.skipped));
@@ -205,7 +208,7 @@ mod tests {
   transport    quic+tcp, 8 streams, bbr (quic answered first)
   wire         2.10 MB, 3 packets sent again
   repeated     4.09 kB of chunks were sent more than once
-  also         1 folder and links
+  also         1 folder or link
   skipped      1 (FIFO, socket, device, left-over parts)
   failed       1; each is named above
   tree digest  {}

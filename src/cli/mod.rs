@@ -81,7 +81,10 @@ fn dispatch(cli: Cli, engine: &dyn Engine) -> Exit {
         screen.print(&layers.layers.show());
         return Exit::Success;
     }
-    if let Err(text) = logs::start(&settings.log, cli.common.verbose, &screen) {
+    // A daemon's log is all that it says; the other commands say what matters by themselves.
+    let daemon = matches!(cli.command, Some(Command::Serve)) && layers.layers.is_default("log");
+    let filter = if daemon { "info" } else { &settings.log };
+    if let Err(text) = logs::start(filter, cli.common.verbose, &screen) {
         return usage(text);
     }
     for name in &layers.strange {

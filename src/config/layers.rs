@@ -160,6 +160,11 @@ impl Layers {
         }
     }
 
+    /// Whether nobody has said anything about this key.
+    pub fn is_default(&self, key: &str) -> bool {
+        self.values.get(key).is_some_and(|(_, origin)| matches!(origin, Origin::Default))
+    }
+
     /// Parses every value.
     pub fn settings(&self) -> Result<Settings, ConfigError> {
         let mut settings = Settings::default();

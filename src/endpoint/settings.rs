@@ -73,7 +73,7 @@ pub struct Grant {
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The file cannot be read.
-    #[error("cannot read {}: {source}", .path.display())]
+    #[error("cannot read the settings {}: {source}; 'ccat-xfer serve --help' shows what they look like", .path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -89,7 +89,7 @@ pub enum SettingsError {
         why: String,
     },
     /// It has no table `[serve]`.
-    #[error("{} has no table [serve]; name at least one location in it", .path.display())]
+    #[error("{} has no table [serve]; 'ccat-xfer serve --help' shows what it looks like", .path.display())]
     NoTable {
         /// The file.
         path: PathBuf,
