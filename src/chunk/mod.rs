@@ -11,5 +11,5 @@ mod set;
 
 pub use digest::{ChunkValue, Digest, DigestParseError, RootBuilder, RootError, chunk_value};
 pub use layout::{ByteRange, ChunkSize, ChunkSizeError};
-pub use path::{MAX_NAME_BYTES, MAX_PATH_BYTES, PathError, RelPath, escape_bytes};
+pub use path::{MAX_NAME_BYTES, MAX_PATH_BYTES, PathError, RelPath, escape_bytes, plain_text};
 pub use set::ChunkSet;

@@ -141,6 +141,17 @@ pub fn escape_bytes(bytes: &[u8]) -> String {
     out
 }
 
+/// Text that somebody else wrote, without what could steer a terminal or forge a line of a log. Bytes that are not UTF-8
+/// get longer: each becomes a replacement character.
+pub fn plain_text(bytes: &[u8]) -> String {
+    let plain = |c: char| match c {
+        '\n' | '\t' => ' ',
+        c if c.is_control() || is_steering(c) => '?',
+        c => c,
+    };
+    String::from_utf8_lossy(bytes).chars().map(plain).collect()
+}
+
 /// Characters that reorder or hide text around them (Unicode bidirectional controls and line separators).
 fn is_steering(c: char) -> bool {
     matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -183,5 +194,6 @@ mod tests {
         assert_eq!(escape_bytes(b"a\x1b[31m\n\xff\\"), "a\\x1b[31m\\n\\xff\\\\");
         assert_eq!(escape_bytes("M\u{fc}nchen".as_bytes()), "M\u{fc}nchen");
         assert_eq!(escape_bytes("a\u{202e}b".as_bytes()), "a\\xe2\\x80\\xaeb");
+        assert_eq!(plain_text("a\x1b[2J\r\nM\u{fc}\\n\u{9b}\u{202e}".as_bytes()), "a?[2J? M\u{fc}\\n??");
     }
 }

@@ -347,6 +347,11 @@ fn assemble(parts: Parts, policy: &dyn PeerPolicy, tuning: &Tuning, peer: String
     })
 }
 
+/// What the peer said when it closed, which may be before anybody knows who it is: nothing that a terminal obeys.
+fn harmless(close: &quinn::ConnectionClose) -> String {
+    close.to_string().escape_debug().to_string()
+}
+
 /// What quinn's view of a connection's end means.
 fn explain(peer: &str, refusal: Option<Refusal>, error: &ConnectionError) -> NetError {
     let owned = peer.to_owned();
@@ -354,9 +359,9 @@ fn explain(peer: &str, refusal: Option<Refusal>, error: &ConnectionError) -> Net
         ConnectionError::ConnectionClosed(close) => match alert(u64::from(close.error_code)) {
             Some(alert) => match identity_alert(alert) {
                 Some(why) => NetError::Identity { peer: owned, by: End::Peer, why: why.to_owned() },
-                None => NetError::Tls { peer: owned, detail: close.to_string() },
+                None => NetError::Tls { peer: owned, detail: harmless(close) },
             },
-            None => NetError::Reset { peer: owned, detail: close.to_string() },
+            None => NetError::Reset { peer: owned, detail: harmless(close) },
         },
         ConnectionError::TransportError(failure) => match (refusal, alert(u64::from(failure.code))) {
             (Some(refusal), Some(_)) => NetError::Identity { peer: owned, by: End::Here, why: refusal.to_string() },

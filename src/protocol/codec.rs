@@ -1,5 +1,5 @@
 use super::{Malformed, ProtocolError};
-use crate::chunk::{Digest, RelPath};
+use crate::chunk::{Digest, RelPath, plain_text};
 
 /// Takes fields from the front of bytes that a peer wrote. All integers are little-endian.
 ///
@@ -94,9 +94,10 @@ impl<'a> Reader<'a> {
         self.take(found.into())
     }
 
-    /// Text behind a 16-bit length; what is not UTF-8 is replaced, since it only ever reaches a human.
+    /// Text behind a 16-bit length; what is not UTF-8 or could steer a terminal is replaced, since it only ever reaches a
+    /// human.
     pub fn text16(&mut self, limit: u16) -> Result<String, ProtocolError> {
-        let mut text = String::from_utf8_lossy(self.bytes16(limit)?).into_owned();
+        let mut text = plain_text(self.bytes16(limit)?);
         // A replacement is longer than what it replaces, and what was accepted must fit when it is sent on.
         text.truncate(text.floor_char_boundary(limit.into()));
         Ok(text)

@@ -769,6 +769,13 @@ mod tests {
     }
 
     #[test]
+    fn a_peers_words_steer_no_terminal() {
+        let said = Message::Abort { class: Class::Source, text: "gone\x1b[2J\nall is well\u{202e}".into() };
+        let heard = Message::decode(&said.encode());
+        assert_eq!(heard.unwrap(), Message::Abort { class: Class::Source, text: "gone?[2J all is well?".into() });
+    }
+
+    #[test]
     fn messages_roundtrip_and_every_truncation_is_refused() {
         for m in samples() {
             let bytes = m.encode();

@@ -24,6 +24,7 @@ use super::{
     greeting::{Answer, Call, hex, read, write},
 };
 use crate::{
+    chunk::plain_text,
     engine::{
         FailureClass, JobError, Observer, Options, Remote, Session, TransportChoice, accept_link, hear_hello, program,
         proves, refuse, run_link,
@@ -224,7 +225,7 @@ pub(super) async fn reach(
         && direct
         && !reverse
     {
-        observer.warning(&format!("the far side cannot listen: {trouble}"));
+        observer.warning(&format!("the far side cannot listen: {}", plain_text(trouble.as_bytes())));
     }
     let addresses = far_addresses(&known, &answer, data_address.is_some());
     let dial = DialOptions { tuning: tuning(options), ..DialOptions::new(identity, policy as Arc<dyn PeerPolicy>) };
