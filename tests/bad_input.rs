@@ -209,8 +209,7 @@ fn a_source_that_changes_while_it_is_read_is_not_published() {
             build(&source, &TreeSpec::plain(64 << 20, 0), &mut seed("changing"));
             let xfer = Xfer::new(&scene, Far::Rsh, Transport::Tcp);
             let mut slow = xfer.clone().arg("--rate-limit").arg("25000000").spawn(push, &source, &dest);
-            slow.wait_until(Duration::from_millis(1_200), |_| false);
-            slow.assert_running("changed in mid-transfer");
+            slow.wait_until_under_way("changed in mid-transfer");
             change(&source.join("large.bin"));
             let done = slow.wait(SOON).expect_one_of(&[exit::SOURCE, exit::PARTIAL]);
             assert!(!dest.join("large.bin").exists(), "{what}: a mixture of two states was published");
@@ -498,8 +497,7 @@ fn a_stalled_peer_is_given_up() {
         let xfer = Xfer::new(&scene, Far::Rsh, Transport::Tcp).reconnect(Duration::from_secs(3));
         let before = harness::far_pids(&scene).len();
         let mut slow = xfer.clone().arg("--rate-limit").arg("25000000").spawn(push, &source, &dest);
-        slow.wait_until(Duration::from_millis(1_000), |_| false);
-        slow.assert_running("stalled in mid-transfer");
+        slow.wait_until_under_way("stalled in mid-transfer");
         let far = harness::far_pids(&scene)[before];
         harness::kill(far, rustix::process::Signal::STOP);
         let done = slow.wait(Duration::from_secs(180));

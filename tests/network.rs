@@ -156,8 +156,7 @@ fn ssh_killed_in_mid_transfer() {
             build(&source, &TreeSpec::plain(96 << 20, 100), &mut seed(test));
             let xfer = Xfer::new(&scene, Far::Sshd(&sshd), transport).inside(&hosts.here);
             let mut run = xfer.arg("--rate-limit").arg("30000000").spawn(push, &source, &dest);
-            run.wait_until(Duration::from_secs(2), |_| false);
-            run.assert_running("killed in mid-transfer");
+            run.wait_until_under_way("killed in mid-transfer");
             let clients: Vec<i32> = processes_with(scene.mark())
                 .into_iter()
                 .filter(|pid| command_line(*pid).starts_with("ssh -F"))
@@ -186,8 +185,7 @@ fn no_process_is_left_after_the_timeout() {
         let xfer =
             Xfer::new(&scene, Far::Sshd(&sshd), Transport::Auto).inside(&hosts.here).reconnect(Duration::from_secs(5));
         let mut run = xfer.clone().arg("--rate-limit").arg("30000000").spawn(push, &source, &dest);
-        run.wait_until(Duration::from_secs(2), |_| false);
-        run.assert_running("cut in mid-transfer");
+        run.wait_until_under_way("cut in mid-transfer");
         hosts.here.link("eth0", false);
         let ended = run.wait(Duration::from_secs(90));
         assert!(matches!(ended.code(), Some(exit::NETWORK | exit::PARTIAL)), "{ended:?}");

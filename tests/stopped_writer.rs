@@ -12,8 +12,7 @@ use rustix::process::Signal;
 fn stopped(xfer: &Xfer<'_>, scene: &Scene, push: bool, source: &Path, dest: &Path) -> (Running, i32) {
     let before = far_pids(scene).len();
     let mut run = xfer.clone().arg("--rate-limit").arg("40000000").spawn(push, source, dest);
-    run.wait_until(Duration::from_millis(1_200), |_| false);
-    run.assert_running("stopped in mid-transfer");
+    run.wait_until_under_way("stopped in mid-transfer");
     let receiver = if push { *far_pids(scene)[before..].first().expect("a far end") } else { run.pid() };
     kill(receiver, Signal::STOP);
     (run, receiver)

@@ -9,7 +9,7 @@ use std::{
 
 use rustix::process::{Pid, Signal};
 
-use super::Scene;
+use super::{Events, Scene};
 
 /// Starts a command in a process group of its own, marked as the scene's, its output collected as it comes.
 pub(crate) fn spawn(scene: &Scene, mut command: Command) -> Running {
@@ -62,7 +62,7 @@ impl Running {
     /// Waits for the end. A command that outlives `limit` is killed with all its group, and the test fails: nothing
     /// under test may hang.
     pub(crate) fn wait(mut self, limit: Duration) -> Finished {
-        let end = self.started + limit;
+        let end = Instant::now() + limit;
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("wait for a child") {
                 break status;
@@ -89,6 +89,12 @@ impl Running {
             }
             std::thread::sleep(Duration::from_millis(4));
         }
+    }
+
+    /// Waits until the receiver holds some megabytes, and fails if it is over by then.
+    pub(crate) fn wait_until_under_way(&mut self, doing: &str) {
+        self.wait_until(Duration::from_secs(60), |run| Events::parse(&run.stdout_so_far()).done() > 8 << 20);
+        self.assert_running(doing);
     }
 
     /// SIGKILL to this process alone, and its end awaited.
@@ -189,8 +195,8 @@ impl Finished {
         format!("{}{}", String::from_utf8_lossy(&self.stdout), self.stderr)
     }
 
-    pub(crate) fn events(&self) -> super::Events {
-        super::Events::parse(&self.stdout)
+    pub(crate) fn events(&self) -> Events {
+        Events::parse(&self.stdout)
     }
 }
 

@@ -1,6 +1,6 @@
 use std::{
     fs,
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
     process::Command,
     time::{Duration, Instant},
@@ -143,8 +143,15 @@ const OPTIONS: &str = "  IdentitiesOnly yes\n  BatchMode yes\n  StrictHostKeyChe
 
 /// A TCP port that nobody had a moment ago.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its address").port()
+    use std::hash::{BuildHasher as _, RandomState};
+    loop {
+        // Below what the system gives to outgoing connections, so that none of them takes it meanwhile.
+        let random = RandomState::new().hash_one(0) % 10_000;
+        let port = 10_000 + u16::try_from(random).expect("less than 10,000");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Waits until something accepts TCP there.
