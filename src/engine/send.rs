@@ -235,14 +235,17 @@ pub(super) async fn drive(
     session.set_sources(Arc::clone(sources));
     let mut feeding = tokio::spawn(feed(Arc::clone(session), Arc::clone(sources), walk));
     let mut fed = false;
+    let mut over = false;
     let mut ticker = tokio::time::interval(Duration::from_millis(200));
     let mut shown = Instant::now();
     let result = loop {
         let changed = session.changed();
         tokio::pin!(changed);
         changed.as_mut().enable();
-        let (mut events, finished, progress) = {
+        // One look at both: a peer that was told that all is done may leave, and what its absence breaks comes later.
+        let (mut events, finished, failure, progress) = {
             let mut state = session.lock();
+            let failure = state.failure.clone();
             let links = u32::try_from(state.links.len()).unwrap_or(u32::MAX);
             let Machine::Sender(sender) = &mut state.machine else {
                 break Err(JobError::new(FailureClass::Bug, "no sending machine"));
@@ -258,7 +261,7 @@ pub(super) async fn drive(
                 scan_complete: sender.is_scanned(),
                 links,
             };
-            (events, sender.is_finished(), progress)
+            (events, sender.is_finished(), failure, progress)
         };
         for event in events.drain(..) {
             report(observer, event, sources);
@@ -267,8 +270,11 @@ pub(super) async fn drive(
             observer.progress(&progress);
             break Ok(());
         }
-        if let Some(failure) = session.failure() {
+        if let Some(failure) = failure {
             break Err(failure);
+        }
+        if over {
+            break Err(JobError::new(FailureClass::Network, "the session ended early"));
         }
         if let Some((lost, why)) = session.lost_for()
             && lost > reconnect
@@ -282,9 +288,7 @@ pub(super) async fn drive(
         tokio::select! {
             () = changed => {}
             _ = ticker.tick() => {}
-            () = session.over.cancelled() => {
-                break Err(session.failure().unwrap_or_else(|| JobError::new(FailureClass::Network, "the session ended early")));
-            }
+            () = session.over.cancelled() => over = true,
             fed_now = &mut feeding, if !fed => {
                 fed = true;
                 match fed_now {

@@ -66,7 +66,7 @@ pub(super) struct State {
     // With the bytes that each one took on the wire.
     early: VecDeque<(Message, usize)>,
     early_bytes: usize,
-    failure: Option<JobError>,
+    pub(super) failure: Option<JobError>,
     lost_since: Option<Instant>,
     last_link_error: Option<String>,
     transports: Vec<TransportKind>,

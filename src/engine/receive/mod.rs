@@ -275,13 +275,16 @@ pub(super) async fn drive(
     tasks.spawn(keep_store(Arc::clone(session), Arc::clone(destination), store_rx));
     let mut ticker = tokio::time::interval(Duration::from_millis(200));
     let (mut shown, mut fenced) = (Instant::now(), Instant::now());
+    let mut over = false;
     let result = loop {
         let changed = session.changed();
         tokio::pin!(changed);
         changed.as_mut().enable();
-        let (actions, events, finished, progress) = {
+        // One look at both: a peer that was told that all is done may leave, and what its absence breaks comes later.
+        let (actions, events, finished, failure, progress) = {
             let now = session.now();
             let mut state = session.lock();
+            let failure = state.failure.clone();
             let links = u32::try_from(state.links.len()).unwrap_or(u32::MAX);
             let Machine::Receiver(receiver) = &mut state.machine else {
                 break Err(JobError::new(FailureClass::Bug, "no receiving machine"));
@@ -299,7 +302,7 @@ pub(super) async fn drive(
                 scan_complete: receiver.is_scanned(),
                 links,
             };
-            (actions, events, receiver.is_finished(), progress)
+            (actions, events, receiver.is_finished(), failure, progress)
         };
         for event in events {
             report(observer, event);
@@ -339,8 +342,11 @@ pub(super) async fn drive(
             observer.progress(&progress);
             break Ok(());
         }
-        if let Some(failure) = session.failure() {
+        if let Some(failure) = failure {
             break Err(failure);
+        }
+        if over {
+            break Err(JobError::new(FailureClass::Network, "the session ended early"));
         }
         if let Some((lost, why)) = session.lost_for()
             && lost > reconnect
@@ -371,9 +377,7 @@ pub(super) async fn drive(
         tokio::select! {
             () = changed => {}
             _ = ticker.tick() => {}
-            () = session.over.cancelled() => {
-                break Err(session.failure().unwrap_or_else(|| JobError::new(FailureClass::Network, "the session ended early")));
-            }
+            () = session.over.cancelled() => over = true,
         }
     };
     // What was verified and written stays useful to the next attempt only if it is durable and known.
