@@ -1,0 +1,453 @@
+//! The end of an attempt, in one fenced transaction: what was found, where copies lie now, the attempt's history, the
+//! row's next status and the route's breaker. All of it or nothing.
+//!
+//! An outcome may come late (it was spooled while the database was away) and twice (a commit's answer was lost). It
+//! counts as long as nobody has claimed the work since; its second copy meets its own `attempt` row.
+
+use super::{
+    Store, StoreError,
+    sql::{Tx, Value, args},
+    wakeups::Wakeup,
+    work::{Kind, WorkRow},
+    workers::WorkerSession,
+};
+use crate::model::{
+    AttemptOutcome, Breaker, CheckMethod, End, Ending, ErrorClass, Evidence, Fence, LinkNews, LocationId, Move,
+    PackageId, RouteId, Status, Timestamp, Work,
+};
+
+/// What became of an outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// It was written.
+    Now {
+        /// The row's status after it.
+        status: Status,
+        /// When the next attempt is due; nothing if there is none.
+        next_attempt_at: Option<Timestamp>,
+    },
+    /// It was there already: a replay.
+    Before,
+}
+
+/// What follows from an outcome.
+struct Next {
+    status: Status,
+    retry_count: u32,
+    next_attempt_at: Option<Timestamp>,
+    /// Class and text, for the row.
+    error: Option<(ErrorClass, String)>,
+    reason: String,
+}
+
+impl Store {
+    /// Writes how an attempt ended. `random` spreads retries and the breaker's looks, over its whole range.
+    ///
+    /// # Errors
+    /// [`StoreError::Stale`] when the fence was overtaken or the work is over: nothing was written, and nothing will
+    /// ever be. [`StoreError::Refused`] when the outcome contradicts the rules, such as `Completed` without equal
+    /// evidence for each package: to send it again is of no use. Every other error: try again.
+    pub async fn finish(&self, outcome: &AttemptOutcome, random: u32) -> Result<Recorded, StoreError> {
+        let mut tx = self.write().await?;
+        let Some(row) = WorkRow::lock(&mut tx, outcome.work).await? else {
+            return Err(StoreError::NotFound { what: "work", name: outcome.work.to_string() });
+        };
+        let stale = || {
+            self.count_stale();
+            StoreError::Stale { work: outcome.work, fence: outcome.fence }
+        };
+        if let Some(before) = ended(&mut tx, outcome).await? {
+            return if before == (word(&outcome.ending).to_owned(), ended_at(outcome)) {
+                Ok(Recorded::Before)
+            } else {
+                Err(stale())
+            };
+        }
+        if row.fence != outcome.fence || row.status.is_over() {
+            return Err(stale());
+        }
+        let now = now(&mut tx).await?;
+        let next = decide(&mut tx, &row, outcome, now, random).await?;
+        for evidence in &outcome.evidence {
+            record(&mut tx, &row, outcome, evidence).await?;
+        }
+        if let Ending::Failed { class, .. } = &outcome.ending
+            && class.policy().end == End::SourceSuspect
+        {
+            suspect_source(&mut tx, &row, outcome, *class).await?;
+        }
+        write_attempt(&mut tx, &row, outcome).await?;
+        move_row(&mut tx, &row, outcome, &next).await?;
+        let mut woken = next.status == Status::Pending;
+        if let Some(route) = row.route {
+            woken |= tell_breaker(&mut tx, route, &row, outcome, now, random).await?;
+        }
+        tx.commit().await?;
+        // A completed hop may be what another one waited for.
+        if woken || next.status == Status::Completed {
+            self.wake(Wakeup::Pending);
+            self.wake(Wakeup::Outbox);
+        }
+        Ok(Recorded::Now { status: next.status, next_attempt_at: next.next_attempt_at })
+    }
+
+    /// A worker that stops gives back what it holds. It is no failure, and the next worker may begin at once.
+    /// Where the answer may be lost, an outcome with [`Ending::HandedBack`] for [`Store::finish`] can be replayed instead.
+    ///
+    /// # Errors
+    /// As for [`Store::finish`].
+    pub async fn hand_back(
+        &self,
+        session: &WorkerSession,
+        work: Work,
+        fence: Fence,
+        bytes_done: u64,
+        reason: &str,
+    ) -> Result<Recorded, StoreError> {
+        let mut tx = self.read().await?;
+        let row = tx
+            .row(
+                format!(
+                    "SELECT coalesce(claimed_at, now_us()) AS began, now_us() AS now FROM {} WHERE id = $1",
+                    work.table()
+                ),
+                args![work.number()],
+            )
+            .await?;
+        drop(tx);
+        let row = row.ok_or_else(|| StoreError::NotFound { what: "work", name: work.to_string() })?;
+        let ending = Ending::HandedBack { reason: reason.to_owned() };
+        let mut outcome =
+            AttemptOutcome::new(work, fence, session.name(), row.time("began")?, row.time("now")?, ending);
+        outcome.bytes_done = bytes_done;
+        // Nothing is drawn: neither a wait nor a pause follows.
+        self.finish(&outcome, 0).await
+    }
+}
+
+const fn word(ending: &Ending) -> &'static str {
+    match ending {
+        Ending::Completed => "completed",
+        Ending::Failed { class, .. } => class.as_str(),
+        Ending::HandedBack { .. } => "handed_back",
+    }
+}
+
+/// A worker's clock may be set while it works; a row's end is not before its beginning.
+fn ended_at(outcome: &AttemptOutcome) -> i64 {
+    outcome.ended_at.max(outcome.started_at).micros()
+}
+
+async fn now(tx: &mut Tx) -> Result<Timestamp, StoreError> {
+    let row = tx.row("SELECT now_us() AS now", args![]).await?;
+    row.ok_or_else(|| StoreError::Corrupt("no time".into()))?.time("now")
+}
+
+/// How the fence of this outcome ended already, if it has.
+async fn ended(tx: &mut Tx, outcome: &AttemptOutcome) -> Result<Option<(String, i64)>, StoreError> {
+    let text = format!(
+        "SELECT outcome, ended_at FROM attempt WHERE {} = $1 AND fence = $2",
+        Kind::of(outcome.work).reference()
+    );
+    let row = tx.row(text, args![outcome.work.number(), outcome.fence]).await?;
+    row.map(|row| Ok((row.text("outcome")?, row.int("ended_at")?))).transpose()
+}
+
+async fn decide(
+    tx: &mut Tx,
+    row: &WorkRow,
+    outcome: &AttemptOutcome,
+    now: Timestamp,
+    random: u32,
+) -> Result<Next, StoreError> {
+    let illegal = |change| StoreError::Illegal { what: row.work.to_string(), change };
+    let cancelled = |why: String| Next {
+        status: Status::Failed,
+        retry_count: row.retry_count,
+        next_attempt_at: None,
+        error: Some((ErrorClass::Cancelled, why)),
+        reason: "cancelled".into(),
+    };
+    let next = match &outcome.ending {
+        Ending::Completed => Next {
+            status: row.status.on(Move::Complete).map_err(illegal)?,
+            retry_count: row.retry_count,
+            next_attempt_at: None,
+            error: None,
+            reason: format!("attempt {} delivered everything", row.attempt),
+        },
+        Ending::HandedBack { reason } if row.cancel_requested => cancelled(reason.clone()),
+        Ending::HandedBack { reason } => Next {
+            status: row.status.on(Move::GiveBack).map_err(illegal)?,
+            retry_count: row.retry_count,
+            next_attempt_at: Some(now),
+            error: None,
+            reason: format!("handed back: {reason}"),
+        },
+        Ending::Failed { class, chain } => {
+            let text = if chain.is_empty() { class.to_string() } else { chain.join(": ") };
+            let before = failures_of(tx, row, *class).await?;
+            match class.policy().wait(before, random) {
+                Some(_) if row.cancel_requested => cancelled(text),
+                Some(wait) => Next {
+                    status: row.status.on(Move::GiveBack).map_err(illegal)?,
+                    retry_count: row.retry_count.saturating_add(1),
+                    next_attempt_at: Some(now.after(wait)),
+                    reason: format!("attempt {} failed ({class}); again in {} ms", row.attempt, wait.as_millis()),
+                    error: Some((*class, text)),
+                },
+                None => Next {
+                    status: row.status.on(Move::Fail).map_err(illegal)?,
+                    retry_count: row.retry_count,
+                    next_attempt_at: None,
+                    reason: format!("attempt {} failed ({class}), and no further one is of use", row.attempt),
+                    error: Some((*class, text)),
+                },
+            }
+        }
+    };
+    Ok(next)
+}
+
+/// Failures of this class among those that count since a person last retried the work: each class has its own limit.
+async fn failures_of(tx: &mut Tx, row: &WorkRow, class: ErrorClass) -> Result<u32, StoreError> {
+    if row.retry_count == 0 {
+        return Ok(0);
+    }
+    let text = format!(
+        "SELECT count(*) AS failures FROM (SELECT outcome FROM attempt WHERE {} = $1 \
+         AND outcome NOT IN ('completed', 'handed_back', 'lost_worker') ORDER BY fence DESC LIMIT $2) AS a \
+         WHERE outcome = $3",
+        Kind::of(row.work).reference()
+    );
+    let found = tx.row(text, args![row.work.number(), row.retry_count, class.as_str()]).await?;
+    let count = found.ok_or_else(|| StoreError::Corrupt("no count".into()))?.size("failures")?;
+    Ok(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+/// One `verification_record`, and the copy that it proves or disproves.
+async fn record(tx: &mut Tx, row: &WorkRow, outcome: &AttemptOutcome, e: &Evidence) -> Result<(), StoreError> {
+    let text = format!(
+        "INSERT INTO verification_record (package_id, location_id, {}, fence, algorithm, expected_digest, found_digest, \
+         expected_size_bytes, found_size_bytes, method, medium, cached, host, version, receiver_key, started_at, \
+         ended_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+        Kind::of(row.work).reference()
+    );
+    let mut args = args![
+        e.package,
+        e.location,
+        row.work.number(),
+        row.fence,
+        e.algorithm.as_str(),
+        e.expected_digest,
+        e.found_digest
+    ]
+    .to_vec();
+    args.push(Value::size(e.expected_size_bytes)?);
+    args.push(Value::size(e.found_size_bytes)?);
+    args.extend_from_slice(args![
+        e.method.as_str(),
+        e.medium.as_str(),
+        Value::Flag(Some(e.cached)),
+        &e.host,
+        &e.version,
+        e.receiver_key.clone(),
+        e.started_at,
+        e.ended_at.max(e.started_at)
+    ]);
+    tx.execute(text, &args).await?;
+    let by = &outcome.worker;
+    if e.is_equal() && e.location == row.destination {
+        tx.execute(
+            "INSERT INTO physical_copy (package_id, location_id, path, size_bytes, status, verification, changed_by, \
+             change_reason) VALUES ($1, $2, $3, $4, 'present', 'verified', $5, $6) \
+             ON CONFLICT (package_id, location_id) DO UPDATE SET path = excluded.path, status = 'present', \
+             verification = 'verified', updated_at = now_us(), changed_by = excluded.changed_by, \
+             change_reason = excluded.change_reason",
+            &[
+                e.package.into(),
+                e.location.into(),
+                Value::from(e.path.as_slice()),
+                Value::size(e.found_size_bytes)?,
+                by.into(),
+                format!("{} fence {}: {}", row.work, row.fence, e.method).into(),
+            ],
+        )
+        .await?;
+    }
+    // What did not arrive whole was never made visible; only a look at what lies there speaks against a copy.
+    if !e.is_equal() && matches!(e.method, CheckMethod::ReadBack | CheckMethod::Scrub) && e.location == row.destination
+    {
+        doubt(tx, row, by, e.package, e.location, "corrupt", "it was read there, and differs").await?;
+    }
+    Ok(())
+}
+
+/// The origin's copies from which no retry reads better bytes. Without a word about which ones, all of them: a person
+/// has to look.
+async fn suspect_source(
+    tx: &mut Tx,
+    row: &WorkRow,
+    outcome: &AttemptOutcome,
+    class: ErrorClass,
+) -> Result<(), StoreError> {
+    let mut packages: Vec<PackageId> =
+        outcome.evidence.iter().filter(|e| e.location == row.origin && !e.is_equal()).map(|e| e.package).collect();
+    if packages.is_empty() {
+        let text = match row.work {
+            Work::Transfer(_) => {
+                "SELECT r.package_id FROM transfer_request r \
+                 JOIN data_transfer t ON t.data_transfer_package_id = r.data_transfer_package_id WHERE t.id = $1"
+            }
+            Work::Archive(_) => "SELECT package_id FROM long_term_archive_transfer WHERE id = $1",
+        };
+        let rows = tx.rows(text, args![row.work.number()]).await?;
+        packages = rows.iter().map(|r| r.int("package_id").map(PackageId::new)).collect::<Result<_, _>>()?;
+    }
+    for package in packages {
+        doubt(tx, row, &outcome.worker, package, row.origin, "suspect", class.as_str()).await?;
+    }
+    Ok(())
+}
+
+async fn doubt(
+    tx: &mut Tx,
+    row: &WorkRow,
+    by: &str,
+    package: PackageId,
+    location: LocationId,
+    verification: &str,
+    why: &str,
+) -> Result<(), StoreError> {
+    tx.execute(
+        "UPDATE physical_copy SET verification = $3, updated_at = now_us(), changed_by = $4, change_reason = $5 \
+         WHERE package_id = $1 AND location_id = $2 AND verification <> $3 AND verification <> 'corrupt'",
+        args![package, location, verification, by, format!("{} fence {}: {why}", row.work, row.fence)],
+    )
+    .await?;
+    Ok(())
+}
+
+async fn write_attempt(tx: &mut Tx, row: &WorkRow, outcome: &AttemptOutcome) -> Result<(), StoreError> {
+    let chain = match &outcome.ending {
+        Ending::Completed => Vec::new(),
+        Ending::Failed { chain, .. } => chain.clone(),
+        Ending::HandedBack { reason } => vec![reason.clone()],
+    };
+    let chain = serde_json::to_string(&chain).map_err(|e| StoreError::Refused(e.to_string()))?;
+    let text = format!(
+        "INSERT INTO attempt ({}, fence, number, worker_id, worker_name, started_at, ended_at, outcome, error_chain, \
+         bytes_done, log) VALUES ($1, $2, $3, (SELECT id FROM worker WHERE name = $4), $4, $5, $6, $7, $8, $9, $10)",
+        Kind::of(row.work).reference()
+    );
+    let mut args = args![
+        row.work.number(),
+        row.fence,
+        row.attempt,
+        &outcome.worker,
+        outcome.started_at,
+        ended_at(outcome),
+        word(&outcome.ending),
+        chain
+    ]
+    .to_vec();
+    args.push(Value::size(outcome.bytes_done)?);
+    args.push((&outcome.log).into());
+    tx.execute(text, &args).await?;
+    Ok(())
+}
+
+async fn move_row(tx: &mut Tx, row: &WorkRow, outcome: &AttemptOutcome, next: &Next) -> Result<(), StoreError> {
+    // An outcome ends what was counted against its workers, and a handed-back row keeps its last error for `explain`.
+    let text = format!(
+        "UPDATE {} SET status = $3, retry_count = $4, losses = 0, owner = NULL, lease_until = NULL, lease_boot = NULL, \
+         next_attempt_at = coalesce($5, next_attempt_at), \
+         bytes_done = CASE WHEN $3 = 'completed' OR $6 > bytes_total THEN bytes_total \
+             WHEN $6 > bytes_done THEN $6 ELSE bytes_done END, \
+         error_class = CASE WHEN $3 = 'completed' THEN NULL ELSE coalesce($7, error_class) END, \
+         error_text = CASE WHEN $3 = 'completed' THEN NULL ELSE coalesce($8, error_text) END, \
+         finished_at = CASE WHEN $3 IN ('completed', 'failed') THEN now_us() END, updated_at = now_us(), \
+         changed_by = $9, change_reason = $10 WHERE id = $1 AND fence = $2",
+        Kind::of(row.work).table()
+    );
+    let (class, error) = match &next.error {
+        Some((class, text)) => (Some(class.as_str()), Some(text.as_str())),
+        None => (None, None),
+    };
+    let args = args![
+        row.work.number(),
+        row.fence,
+        next.status.as_str(),
+        next.retry_count,
+        next.next_attempt_at,
+        i64::try_from(outcome.bytes_done).unwrap_or(i64::MAX),
+        class,
+        error,
+        &outcome.worker,
+        &next.reason
+    ];
+    if tx.execute(text, args).await? != 1 {
+        return Err(StoreError::Stale { work: row.work, fence: row.fence });
+    }
+    Ok(())
+}
+
+/// Whether bytes came through, as far as an ending tells.
+const fn news(ending: &Ending) -> LinkNews {
+    match ending {
+        Ending::Completed => LinkNews::Works,
+        Ending::Failed { class, .. } if class.policy().blames_link => LinkNews::Fails,
+        // The far end answered.
+        Ending::Failed {
+            class: ErrorClass::RemoteBusy | ErrorClass::NoSpace | ErrorClass::DestinationDiffers, ..
+        } => LinkNews::Works,
+        Ending::Failed { .. } | Ending::HandedBack { .. } => LinkNews::Nothing,
+    }
+}
+
+/// Moves the breaker. `true` when it closed: a hint was left for what had waited behind it.
+async fn tell_breaker(
+    tx: &mut Tx,
+    route: RouteId,
+    row: &WorkRow,
+    outcome: &AttemptOutcome,
+    now: Timestamp,
+    random: u32,
+) -> Result<bool, StoreError> {
+    const LOOK: &str = "SELECT breaker_state, breaker_failures, breaker_trips, breaker_until \
+         FROM data_transfer_route WHERE id = $1";
+    let news = news(&outcome.ending);
+    let read = |found: Option<super::sql::Row>| -> Result<Breaker, StoreError> {
+        let found = found.ok_or_else(|| StoreError::Corrupt(format!("{} has no route", row.work)))?;
+        let count = |name: &str| found.size(name).map(|v| u32::try_from(v).unwrap_or(u32::MAX));
+        Ok(Breaker {
+            state: found.word("breaker_state")?,
+            failures: count("breaker_failures")?,
+            trips: count("breaker_trips")?,
+            until: found.opt_time("breaker_until")?,
+        })
+    };
+    // Most outcomes change nothing, and should not wait for each other to find that out.
+    let before = read(tx.row(LOOK, args![route]).await?)?;
+    if before.after(news, now, random) == before {
+        return Ok(false);
+    }
+    let locked = super::workers::with_lock(tx, LOOK);
+    let before = read(tx.row(locked, args![route]).await?)?;
+    let after = before.after(news, now, random);
+    if after == before {
+        return Ok(false);
+    }
+    let why = format!("{} attempt {}: {}", row.work, row.attempt, word(&outcome.ending));
+    tx.execute(
+        "UPDATE data_transfer_route SET breaker_state = $2, breaker_failures = $3, breaker_trips = $4, \
+         breaker_until = $5, updated_at = now_us(), changed_by = $6, change_reason = $7 WHERE id = $1",
+        args![route, after.state.as_str(), after.failures, after.trips, after.until, &outcome.worker, why],
+    )
+    .await?;
+    let closed = before.state != after.state && after == Breaker::CLOSED;
+    if closed {
+        row.hint(tx).await?;
+    }
+    Ok(closed)
+}

@@ -1,0 +1,100 @@
+//! What statements over several rows share: lists of parameters, locks, and steps from key to key.
+
+use super::{
+    StoreError,
+    sql::{Tx, Value},
+};
+
+/// `$first, $first+1, ...`: one for each of `count` values. Never empty: `IN ()` is not SQL.
+pub(super) fn list(first: usize, count: usize) -> String {
+    let names: Vec<_> = (first..first + count.max(1)).map(|n| format!("${n}")).collect();
+    names.join(", ")
+}
+
+/// The values of `fixed`, then those of `ids`.
+pub(super) fn with_ids(fixed: &[Value], ids: impl IntoIterator<Item = i64>) -> Vec<Value> {
+    let mut all = fixed.to_vec();
+    let before = all.len();
+    all.extend(ids.into_iter().map(Value::from));
+    if all.len() == before {
+        // Equal to no id, for the one name that an empty list has.
+        all.push(Value::from(0_i64));
+    }
+    all
+}
+
+/// Locks the rows of `alias` that are read and leaves out those that another manager holds. SQLite has one writer.
+pub(super) const fn skip_locked(tx: &Tx, alias: Alias) -> &'static str {
+    match (tx, alias) {
+        (Tx::Sqlite(_), _) => "",
+        (Tx::Postgres(_), Alias::Only) => " FOR UPDATE SKIP LOCKED",
+        (Tx::Postgres(_), Alias::Request) => " FOR UPDATE OF r SKIP LOCKED",
+        (Tx::Postgres(_), Alias::Work) => " FOR UPDATE OF t SKIP LOCKED",
+    }
+}
+
+/// Locks the rows that are read, waiting for whoever holds them.
+pub(super) const fn locked(tx: &Tx) -> &'static str {
+    match tx {
+        Tx::Sqlite(_) => "",
+        Tx::Postgres(_) => " FOR UPDATE",
+    }
+}
+
+/// Whose rows [`skip_locked`] locks.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Alias {
+    /// The statement's only table.
+    Only,
+    /// `r`, requests.
+    Request,
+    /// `t`, work.
+    Work,
+}
+
+/// The different values of an indexed text column, in order: one step of the index for each, however many rows have
+/// it. `wanted` is the condition of the partial index.
+pub(super) async fn distinct(
+    tx: &mut Tx,
+    table: &'static str,
+    column: &'static str,
+    wanted: &'static str,
+    most: u32,
+) -> Result<Vec<String>, StoreError> {
+    let text = format!(
+        "WITH RECURSIVE step (k) AS (
+            SELECT (SELECT {column} FROM {table} WHERE {wanted} ORDER BY {column} LIMIT 1)
+            UNION ALL
+            SELECT (SELECT {column} FROM {table} WHERE {wanted} AND {column} > step.k ORDER BY {column} LIMIT 1)
+            FROM step WHERE step.k IS NOT NULL)
+        SELECT k FROM step WHERE k IS NOT NULL LIMIT $1"
+    );
+    tx.rows(text, &[Value::from(most)]).await?.iter().map(|row| row.text("k")).collect()
+}
+
+/// The numbers of a key of the schema, as `3/0/7/4`.
+pub(super) fn numbers<const N: usize>(key: &str) -> Result<[i64; N], StoreError> {
+    let parsed: Option<Vec<i64>> = key.split('/').map(|n| n.parse().ok()).collect();
+    parsed.and_then(|n| n.try_into().ok()).ok_or_else(|| StoreError::Corrupt(format!("the key '{key}'")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_never_empty() {
+        assert_eq!(list(3, 2), "$3, $4");
+        assert_eq!(list(1, 0), "$1");
+        assert_eq!(with_ids(&[], []).len(), 1);
+        assert_eq!(with_ids(&[Value::from(1_i64)], [5, 6]).len(), 3);
+    }
+
+    #[test]
+    fn keys_have_their_numbers() {
+        assert_eq!(numbers::<3>("1/0/22").unwrap(), [1, 0, 22]);
+        for key in ["", "1/2", "1/2/3/4", "1/x/3"] {
+            assert!(numbers::<3>(key).is_err(), "{key}");
+        }
+    }
+}

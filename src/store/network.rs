@@ -1,0 +1,57 @@
+//! The topology as the planner sees it.
+
+use super::{
+    StoreError,
+    sql::{Tx, args},
+};
+use crate::model::{LocationId, Network, PlannedLocation, PlannedRoute, PlannedSite, RouteId, SiteId};
+
+/// Reads sites, locations with their room, and routes. What is on its way to a place is the sum of at most 10,000
+/// transfers, the largest ones: beyond that a place's room is a guess that its own `no_space` errors correct, and the
+/// time of a look stays bounded.
+pub(super) async fn network(tx: &mut Tx) -> Result<Network, StoreError> {
+    let mut network = Network::default();
+    for row in tx.rows("SELECT id, short_name, active FROM site", args![]).await? {
+        let site = PlannedSite { name: row.text("short_name")?, active: row.flag("active")? };
+        network.sites.insert(SiteId::new(row.int("id")?), site);
+    }
+    let text = "SELECT l.id, l.site_id, s.short_name, l.name, l.location_type, l.priority, l.active, l.paused,
+            l.free_bytes - l.keep_free_bytes - CASE WHEN l.free_bytes IS NULL THEN 0 ELSE
+                (SELECT CAST(coalesce(sum(b.bytes_total), 0) AS BIGINT) FROM
+                    (SELECT t.bytes_total FROM data_transfer t WHERE t.destination_location_id = l.id
+                        AND t.status IN ('pending', 'scheduled', 'in_progress')
+                    ORDER BY t.bytes_total DESC LIMIT 10000) b) END AS room
+        FROM data_location l JOIN site s ON s.id = l.site_id";
+    for row in tx.rows(text, args![]).await? {
+        let location = PlannedLocation {
+            site: SiteId::new(row.int("site_id")?),
+            name: format!("{}/{}", row.text("short_name")?, row.text("name")?),
+            location_type: row.word("location_type")?,
+            priority: row.int("priority")?,
+            active: row.flag("active")?,
+            paused: row.flag("paused")?,
+            room_bytes: row.opt_int("room")?,
+        };
+        network.locations.insert(LocationId::new(row.int("id")?), location);
+    }
+    let text = "SELECT id, name, route_type, origin_site_id, destination_site_id, origin_location_id,
+            destination_location_id, via_site_id, dialer, active,
+            (NOT paused AND (breaker_state <> 'open' OR breaker_until <= now_us())) AS healthy
+        FROM data_transfer_route WHERE active";
+    for row in tx.rows(text, args![]).await? {
+        let route = PlannedRoute {
+            name: row.text("name")?,
+            route_type: row.word("route_type")?,
+            origin_site: SiteId::new(row.int("origin_site_id")?),
+            destination_site: SiteId::new(row.int("destination_site_id")?),
+            origin: row.opt_int("origin_location_id")?.map(LocationId::new),
+            destination: row.opt_int("destination_location_id")?.map(LocationId::new),
+            via: row.opt_int("via_site_id")?.map(SiteId::new),
+            dialer: row.word("dialer")?,
+            active: row.flag("active")?,
+            healthy: row.flag("healthy")?,
+        };
+        network.routes.insert(RouteId::new(row.int("id")?), route);
+    }
+    Ok(network)
+}

@@ -1,0 +1,70 @@
+//! What is PostgreSQL's alone: how a server is reached.
+
+use std::{net::IpAddr, str::FromStr as _, time::Duration};
+
+use sqlx::{
+    PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
+};
+
+use super::error::StoreError;
+
+/// Name of the schema that holds everything.
+pub(super) const SCHEMA: &str = "ccat_xfer";
+
+const ACQUIRE: Duration = Duration::from_secs(15);
+const CONNECTIONS: u32 = 8;
+
+/// Connects. The password may stand in the address, or in what libpq reads (PGPASSWORD, a pass file).
+pub(super) async fn open(url: &str) -> Result<PgPool, StoreError> {
+    let options = options(url)?;
+    Ok(PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE).connect_with(options).await?)
+}
+
+fn options(url: &str) -> Result<PgConnectOptions, StoreError> {
+    // The text of the error would show the address, and a password with it.
+    let options = PgConnectOptions::from_str(url)
+        .map_err(|_| StoreError::Address("the address of the database is not postgres://USER@HOST/DATABASE".into()))?;
+    let local = options.get_socket().is_some()
+        || options.get_host().starts_with('/')
+        || options.get_host() == "localhost"
+        || options.get_host().parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let options = if local {
+        options
+    } else {
+        match options.get_ssl_mode() {
+            // What is said unless something is said: a server that offers no TLS would be taken.
+            PgSslMode::Prefer => options.ssl_mode(PgSslMode::VerifyFull),
+            PgSslMode::VerifyFull | PgSslMode::VerifyCa => options,
+            _ => {
+                return Err(StoreError::Address(format!(
+                    "{} is not this machine: sslmode must be verify-full or verify-ca",
+                    options.get_host()
+                )));
+            }
+        }
+    };
+    Ok(options.application_name("ccat-xfer").options([
+        ("search_path", SCHEMA),
+        ("statement_timeout", "60s"),
+        // A stopped process must not hold row locks for ever.
+        ("idle_in_transaction_session_timeout", "60s"),
+    ]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_machine_is_reached_by_verified_tls_only() {
+        let mode = |url: &str| options(url).map(|o| format!("{:?}", o.get_ssl_mode())).map_err(|e| e.to_string());
+        assert_eq!(mode("postgres://u@db.example/x").unwrap(), "VerifyFull");
+        assert_eq!(mode("postgres://u@db.example/x?sslmode=verify-ca").unwrap(), "VerifyCa");
+        assert!(mode("postgres://u@db.example/x?sslmode=disable").is_err());
+        assert!(mode("postgres://u@db.example/x?sslmode=require").is_err());
+        assert_eq!(mode("postgres://u@127.0.0.1/x").unwrap(), "Prefer");
+        let error = mode("postgres://u:secret@[/x").unwrap_err();
+        assert!(!error.contains("secret"), "{error}");
+    }
+}

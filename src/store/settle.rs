@@ -1,0 +1,459 @@
+//! What follows from the end of work: states of packages, ways to further archives, another buffer.
+//!
+//! A row of work is *settled* once a manager has drawn the consequences of its end, in the same transaction; rows that
+//! are not stand in an index of their own, so a look costs nothing for those that were settled before. Two managers do
+//! not settle a row twice: each skips what the other one holds.
+
+use super::{
+    Store, StoreError,
+    many::{Alias, list, locked, skip_locked, with_ids},
+    network::network,
+    plan::{Chain, Turn, begin_packages, destination, insert_hops, turn},
+    schedule::count,
+    sql::{Tx, args},
+    wakeups::Wakeup,
+    work::Kind as WorkKind,
+};
+use crate::model::{
+    BundleId, Destination, Errand, ErrorClass, Hop, LocationId, Network, PackageMove, PackageState, PackageWork,
+    Policy, Status, TransferId,
+};
+
+/// What one look did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// Ends of work that were looked at.
+    pub ends: usize,
+    /// Packages whose state changed.
+    pub packages: usize,
+    /// Requests made for further archive sites.
+    pub requests: usize,
+    /// Transfers that another buffer got instead.
+    pub failovers: usize,
+    /// Looks that another manager was in the way of; they come again.
+    pub lost: usize,
+    /// Ends that the database refused to settle, with no change; they come again.
+    pub refused: usize,
+}
+
+/// A transfer that ended, or whose destination is full.
+#[derive(Clone, Debug)]
+struct Ended {
+    id: TransferId,
+    bundle: BundleId,
+    hop: i64,
+    waits_for: Option<TransferId>,
+    origin: LocationId,
+    destination: LocationId,
+    priority: i64,
+    bytes: u64,
+    status: Status,
+    class: Option<ErrorClass>,
+    text: Option<String>,
+    cancelled: bool,
+}
+
+const ENDED: &str = "t.id, t.data_transfer_package_id, t.hop, t.waits_for, t.origin_location_id,
+    t.destination_location_id, t.priority, t.bytes_total, t.status, t.error_class, t.error_text, t.cancel_requested";
+
+impl Store {
+    /// Settles up to `batch` ends of work of each kind, and looks for another buffer for up to as many transfers whose
+    /// own is full.
+    ///
+    /// # Errors
+    /// The database is away, or a row cannot be understood.
+    pub async fn settle(&self, batch: u32, actor: &str) -> Result<Settled, StoreError> {
+        let mut done = Settled::default();
+        for kind in WorkKind::ALL {
+            let ids = self.unsettled(kind, batch).await?;
+            if ids.is_empty() {
+                continue;
+            }
+            match self.settle_some(kind, &ids, actor).await {
+                Ok(some) => done.add(some),
+                Err(StoreError::Conflict(_)) => done.lost += ids.len(),
+                // One row that is refused must not keep the others.
+                Err(StoreError::Refused(_) | StoreError::Duplicate(_)) => {
+                    for id in ids {
+                        match self.settle_some(kind, &[id], actor).await {
+                            Ok(some) => done.add(some),
+                            Err(StoreError::Conflict(_)) => done.lost += 1,
+                            Err(StoreError::Refused(_) | StoreError::Duplicate(_)) => done.refused += 1,
+                            Err(other) => return Err(other),
+                        }
+                    }
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        done.failovers += self.leave_full_buffers(batch, actor).await?;
+        if done.failovers + done.requests > 0 {
+            self.wake(Wakeup::Pending);
+        }
+        Ok(done)
+    }
+
+    async fn unsettled(&self, kind: WorkKind, batch: u32) -> Result<Vec<i64>, StoreError> {
+        let mut tx = self.read().await?;
+        let text = format!(
+            "SELECT id FROM {} WHERE status IN ('completed', 'failed') AND NOT settled
+                AND settled = FALSE ORDER BY finished_at, id LIMIT $1",
+            kind.table()
+        );
+        tx.rows(text, args![batch]).await?.iter().map(|row| row.int("id")).collect()
+    }
+
+    async fn settle_some(&self, kind: WorkKind, ids: &[i64], actor: &str) -> Result<Settled, StoreError> {
+        let mut done = Settled::default();
+        let mut tx = self.write().await?;
+        let lock = skip_locked(&tx, Alias::Work);
+        let names = list(1, ids.len());
+        let unsettled = "t.status IN ('completed', 'failed') AND NOT t.settled";
+        let mut packages = Vec::new();
+        let mut held = Vec::new();
+        match kind {
+            WorkKind::Archive => {
+                let text = format!(
+                    "SELECT t.id, t.package_id FROM long_term_archive_transfer t WHERE t.id IN ({names}) AND {unsettled}
+                    ORDER BY t.id{lock}"
+                );
+                for row in tx.rows(text, &with_ids(&[], ids.iter().copied())).await? {
+                    held.push(row.int("id")?);
+                    packages.push(row.int("package_id")?);
+                }
+            }
+            WorkKind::Transfer => {
+                let text = format!(
+                    "SELECT {ENDED} FROM data_transfer t WHERE t.id IN ({names}) AND {unsettled} ORDER BY t.id{lock}"
+                );
+                let ends = ended(&mut tx, text, ids).await?;
+                let mut network = network(&mut tx).await?;
+                for end in &ends {
+                    held.push(end.id.number());
+                    let members = members(&mut tx, end.bundle).await?;
+                    if end.status == Status::Completed {
+                        done.requests += go_on(&mut tx, &network, end, &members, actor).await?;
+                    } else if fail_over(&mut tx, &mut network, end, actor).await? {
+                        done.failovers += 1;
+                    }
+                    packages.extend(members);
+                }
+            }
+        }
+        packages.sort_unstable();
+        packages.dedup();
+        // Before the states, whose trigger looks at the rows: settled is what they are from now on.
+        mark_settled(&mut tx, kind, &held).await?;
+        done.packages += keep_states(&mut tx, &packages, actor, "its work changed").await?;
+        done.ends = held.len();
+        tx.commit().await?;
+        Ok(done)
+    }
+
+    /// A destination that is full is tried again for hours. Where its site has another buffer, that one gets the
+    /// transfer.
+    async fn leave_full_buffers(&self, batch: u32, actor: &str) -> Result<usize, StoreError> {
+        let mut tx = self.read().await?;
+        let network = network(&mut tx).await?;
+        let mut stuck = Vec::new();
+        for &location in network.locations.keys().filter(|&&l| network.has_alternative(l)) {
+            let text = "SELECT t.id FROM data_transfer t
+                WHERE t.status = 'pending' AND t.error_class = 'no_space' AND t.destination_location_id = $1
+                ORDER BY t.next_attempt_at, t.id LIMIT $2";
+            for row in tx.rows(text, args![location, batch]).await? {
+                stuck.push(row.int("id")?);
+            }
+        }
+        drop(tx);
+        stuck.truncate(usize::try_from(batch).unwrap_or(usize::MAX));
+        let mut moved = 0;
+        for id in stuck {
+            match self.leave_full_buffer(id, actor).await {
+                Ok(true) => moved += 1,
+                Ok(false) | Err(StoreError::Conflict(_) | StoreError::Duplicate(_)) => {}
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(moved)
+    }
+
+    async fn leave_full_buffer(&self, id: i64, actor: &str) -> Result<bool, StoreError> {
+        let mut tx = self.write().await?;
+        let mut network = network(&mut tx).await?;
+        let lock = skip_locked(&tx, Alias::Work);
+        let text = format!(
+            "SELECT {ENDED} FROM data_transfer t WHERE t.id IN ($1) AND t.status = 'pending'
+                AND t.error_class = 'no_space' AND NOT t.cancel_requested{lock}"
+        );
+        let Some(end) = ended(&mut tx, text, &[id]).await?.into_iter().next() else { return Ok(false) };
+        let Some(way) = other_way(&mut tx, &network, &end).await? else { return Ok(false) };
+        let text = "UPDATE data_transfer SET status = 'failed', settled = TRUE, finished_at = now_us(),
+                updated_at = now_us(), changed_by = $2, change_reason = 'its destination is full; another buffer takes over'
+            WHERE id = $1";
+        tx.execute(text, args![end.id, actor]).await?;
+        replace(&mut tx, &mut network, &end, &way, actor).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+}
+
+impl Settled {
+    const fn add(&mut self, other: Self) {
+        self.ends += other.ends;
+        self.packages += other.packages;
+        self.requests += other.requests;
+        self.failovers += other.failovers;
+        self.lost += other.lost;
+        self.refused += other.refused;
+    }
+}
+
+async fn ended(tx: &mut Tx, text: String, ids: &[i64]) -> Result<Vec<Ended>, StoreError> {
+    let mut ends = Vec::new();
+    for row in tx.rows(text, &with_ids(&[], ids.iter().copied())).await? {
+        ends.push(Ended {
+            id: TransferId::new(row.int("id")?),
+            bundle: BundleId::new(row.int("data_transfer_package_id")?),
+            hop: row.int("hop")?,
+            waits_for: row.opt_int("waits_for")?.map(TransferId::new),
+            origin: LocationId::new(row.int("origin_location_id")?),
+            destination: LocationId::new(row.int("destination_location_id")?),
+            priority: row.int("priority")?,
+            bytes: row.size("bytes_total")?,
+            status: row.word("status")?,
+            class: row
+                .opt_text("error_class")?
+                .map(|c| c.parse().map_err(|e| StoreError::Corrupt(format!("error_class: {e}"))))
+                .transpose()?,
+            text: row.opt_text("error_text")?,
+            cancelled: row.flag("cancel_requested")?,
+        });
+    }
+    Ok(ends)
+}
+
+/// The packages of a bundle.
+async fn members(tx: &mut Tx, bundle: BundleId) -> Result<Vec<i64>, StoreError> {
+    let text = "SELECT package_id FROM transfer_request WHERE data_transfer_package_id = $1 ORDER BY package_id";
+    tx.rows(text, args![bundle]).await?.iter().map(|row| row.int("package_id")).collect()
+}
+
+async fn mark_settled(tx: &mut Tx, kind: WorkKind, ids: &[i64]) -> Result<(), StoreError> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let text = format!("UPDATE {} SET settled = TRUE WHERE id IN ({})", kind.table(), list(1, ids.len()));
+    tx.execute(text, &with_ids(&[], ids.iter().copied())).await?;
+    Ok(())
+}
+
+/// A bundle arrived. Packages that archives require, here or at other sites, get their requirements, and requests for
+/// the other sites, which start from here. Returns how many requests were made.
+async fn go_on(tx: &mut Tx, network: &Network, end: &Ended, members: &[i64], actor: &str) -> Result<usize, StoreError> {
+    let row = tx.row("SELECT 1 AS one FROM data_transfer WHERE waits_for = $1 LIMIT 1", args![end.id]).await?;
+    let Some(site) = network.locations.get(&end.destination).map(|l| l.site) else { return Ok(0) };
+    if row.is_some() || members.is_empty() {
+        return Ok(0);
+    }
+    let new = "p.id IN (SELECT package_id FROM transfer_request WHERE data_transfer_package_id = $1)
+        AND NOT EXISTS (SELECT 1 FROM archive_requirement q WHERE q.package_id = p.id)";
+    let text = format!(
+        "INSERT INTO archive_requirement (package_id, location_id)
+        SELECT p.id, l.id FROM raw_data_package p CROSS JOIN data_location l
+        WHERE {new} AND p.policy = $2 AND l.location_type = 'long_term_archive' AND l.active ON CONFLICT DO NOTHING"
+    );
+    tx.execute(text, args![end.bundle, Policy::EveryArchive.as_str()]).await?;
+    let text = format!(
+        "INSERT INTO archive_requirement (package_id, location_id)
+        SELECT p.id, l.id FROM raw_data_package p CROSS JOIN data_location l
+        WHERE {new} AND p.policy = $2 AND l.id = (SELECT h.id FROM data_location h
+            WHERE h.site_id = $3 AND h.location_type = 'long_term_archive' AND h.active
+            ORDER BY h.priority, h.id LIMIT 1)
+        ON CONFLICT DO NOTHING"
+    );
+    tx.execute(text, args![end.bundle, Policy::OneArchive.as_str(), site]).await?;
+    // One archive, and none here: it goes on to a site that has one, whose turn it is.
+    let text = format!(
+        "INSERT INTO transfer_request (package_id, origin_location_id, priority, requested_by)
+        SELECT p.id, $2, p.priority, $3 FROM raw_data_package p
+        WHERE {new} AND p.policy = $4 ON CONFLICT DO NOTHING"
+    );
+    let policy = Policy::OneArchive.as_str();
+    let mut made = tx.execute(text, args![end.bundle, end.destination, actor, policy]).await?;
+    let text =
+        "INSERT INTO transfer_request (package_id, origin_location_id, destination_site_id, priority, requested_by)
+        SELECT DISTINCT q.package_id, $2, l.site_id, p.priority, $3
+        FROM archive_requirement q JOIN data_location l ON l.id = q.location_id
+            JOIN raw_data_package p ON p.id = q.package_id
+        WHERE q.package_id IN (SELECT package_id FROM transfer_request WHERE data_transfer_package_id = $1)
+            AND l.site_id <> $4
+            AND NOT EXISTS (SELECT 1 FROM transfer_request r
+                WHERE r.package_id = q.package_id AND r.destination_site_id = l.site_id AND NOT r.withdrawn)
+            AND NOT EXISTS (SELECT 1 FROM physical_copy c JOIN data_location h ON h.id = c.location_id
+                WHERE c.package_id = q.package_id AND h.site_id = l.site_id AND c.status = 'present')
+        ON CONFLICT DO NOTHING";
+    made += tx.execute(text, args![end.bundle, end.destination, actor, site]).await?;
+    Ok(count(made))
+}
+
+/// A way around a destination that failed, with the turn that it takes.
+#[derive(Debug)]
+struct OtherWay {
+    hops: Vec<Hop>,
+    turn: Option<Turn>,
+}
+
+/// A transfer failed because of its destination: the next buffer gets its bundle, if the destination was the
+/// planner's choice.
+async fn fail_over(tx: &mut Tx, network: &mut Network, end: &Ended, actor: &str) -> Result<bool, StoreError> {
+    if end.cancelled || !matches!(end.class, Some(ErrorClass::NoSpace | ErrorClass::Configuration)) {
+        return Ok(false);
+    }
+    let row = tx
+        .row(
+            "SELECT 1 AS one FROM data_transfer WHERE data_transfer_package_id = $1 AND hop = $2 AND status <> 'failed'",
+            args![end.bundle, end.hop],
+        )
+        .await?;
+    if row.is_some() {
+        return Ok(false);
+    }
+    let Some(way) = other_way(tx, network, end).await? else { return Ok(false) };
+    replace(tx, network, end, &way, actor).await?;
+    Ok(true)
+}
+
+/// The way from where a transfer began to where its bundle shall go, around all destinations that failed for it.
+async fn other_way(tx: &mut Tx, network: &Network, end: &Ended) -> Result<Option<OtherWay>, StoreError> {
+    let text = "SELECT destination_site_id, destination_location_id FROM transfer_request
+        WHERE data_transfer_package_id = $1 ORDER BY id LIMIT 1";
+    let Some(row) = tx.row(text, args![end.bundle]).await? else { return Ok(None) };
+    let wanted = destination(row.opt_int("destination_site_id")?, row.opt_int("destination_location_id")?);
+    if wanted == Destination::Location(end.destination) {
+        return Ok(None);
+    }
+    let text = "SELECT DISTINCT destination_location_id FROM data_transfer WHERE data_transfer_package_id = $1
+        AND (id = $2 OR (status = 'failed' AND error_class IN ('no_space', 'configuration')))";
+    let mut avoid = Vec::new();
+    for row in tx.rows(text, args![end.bundle, end.id]).await? {
+        avoid.push(LocationId::new(row.int("destination_location_id")?));
+    }
+    // The site that was chosen first: another one is chosen only when none of its buffers is left.
+    let text = "SELECT destination_location_id FROM data_transfer WHERE data_transfer_package_id = $1
+        ORDER BY hop DESC, id DESC LIMIT 1";
+    let last = tx.row(text, args![end.bundle]).await?.map(|r| r.int("destination_location_id")).transpose()?;
+    let chosen = last.and_then(|l| network.locations.get(&LocationId::new(l))).map(|l| l.site);
+    let errand =
+        |destination, last_site| Errand { origin: end.origin, destination, bytes: end.bytes, last_site, avoid: &avoid };
+    // What failed at a custom route's own end is not tried there again.
+    let around = |hops: Vec<Hop>| hops.iter().all(|h| !avoid.contains(&h.destination)).then_some(hops);
+    let first = match (wanted, chosen) {
+        (Destination::AnyArchiveSite, Some(site)) => network.way(&errand(Destination::Site(site), None)),
+        _ => network.way(&errand(wanted, None)),
+    };
+    if let Some(hops) = first.ok().and_then(around) {
+        return Ok(Some(OtherWay { hops, turn: None }));
+    }
+    if wanted != Destination::AnyArchiveSite {
+        return Ok(None);
+    }
+    let turn = turn(tx, network, end.origin).await?;
+    let hops = network.way(&errand(wanted, turn.last)).ok().and_then(around);
+    Ok(hops.map(|hops| OtherWay { hops, turn: Some(turn) }))
+}
+
+/// Writes the other way of a bundle in the place of the one that failed and of the hops that waited for it.
+async fn replace(
+    tx: &mut Tx,
+    network: &mut Network,
+    end: &Ended,
+    way: &OtherWay,
+    actor: &str,
+) -> Result<(), StoreError> {
+    let text = "UPDATE data_transfer SET status = 'failed', settled = TRUE, error_class = $3, error_text = $4,
+            finished_at = now_us(), updated_at = now_us(), changed_by = $5, change_reason = 'the bundle takes another way'
+        WHERE data_transfer_package_id = $1 AND hop > $2 AND status = 'pending' AND NOT ready";
+    let class = end.class.unwrap_or(ErrorClass::NoSpace).as_str();
+    let cause = format!("the hop before it, {}, failed: {}", end.id, end.text.as_deref().unwrap_or("no reason given"));
+    tx.execute(text, args![end.bundle, end.hop, class, cause, actor]).await?;
+    let chain =
+        Chain { bundle: end.bundle, hop: end.hop, waits_for: end.waits_for, priority: end.priority, bytes: end.bytes };
+    let reason = format!("in the place of {}", end.id);
+    insert_hops(tx, &chain, &way.hops, actor, &reason).await?;
+    network.reserve(&way.hops, end.bytes);
+    if let (Some(turn), Some(last)) = (&way.turn, way.hops.last()) {
+        turn.take(tx, network, last.destination).await?;
+    }
+    let packages = members(tx, end.bundle).await?;
+    begin_packages(tx, packages.into_iter(), actor, &reason).await
+}
+
+/// Brings the states of packages to what their work says. Returns how many changed.
+pub(super) async fn keep_states(tx: &mut Tx, packages: &[i64], actor: &str, reason: &str) -> Result<usize, StoreError> {
+    let mut changed = 0;
+    for some in packages.chunks(500) {
+        let names = list(1, some.len());
+        let lock = locked(tx);
+        // In this order, so that two managers never hold what the other one wants.
+        let text = format!("SELECT id FROM raw_data_package WHERE id IN ({names}) ORDER BY id{lock}");
+        tx.rows(text, &with_ids(&[], some.iter().copied())).await?;
+        let text = format!(
+            "SELECT p.id, p.state, {WORK_OF_PACKAGE} FROM raw_data_package p WHERE p.id IN ({names}) ORDER BY p.id"
+        );
+        for row in tx.rows(text, &with_ids(&[], some.iter().copied())).await? {
+            let state: PackageState = row.word("state")?;
+            let work = PackageWork {
+                is_live: row.flag("is_live")?,
+                has_failed: row.flag("has_failed")?,
+                required: row.size("required")?,
+                archived: row.size("archived")?,
+                goes_on: row.flag("goes_on")?,
+            };
+            if let Some(change) = work.change(state) {
+                changed += set_state(tx, row.int("id")?, state, change, actor, reason).await?;
+            }
+        }
+    }
+    Ok(changed)
+}
+
+async fn set_state(
+    tx: &mut Tx,
+    package: i64,
+    from: PackageState,
+    change: PackageMove,
+    actor: &str,
+    reason: &str,
+) -> Result<usize, StoreError> {
+    let to = from.on(change).map_err(|change| StoreError::Illegal { what: format!("package p{package}"), change })?;
+    let text = "UPDATE raw_data_package SET state = $2, updated_at = now_us(), changed_by = $3, change_reason = $4
+        WHERE id = $1 AND state = $5";
+    Ok(count(tx.execute(text, args![package, to.as_str(), actor, reason, from.as_str()]).await?))
+}
+
+/// [`PackageWork`] of the package `p`. A hop that waits for one that failed does not live, and a failed one counts only
+/// where nothing took its place.
+const WORK_OF_PACKAGE: &str = "
+    (EXISTS (SELECT 1 FROM transfer_request r JOIN data_transfer t
+            ON t.data_transfer_package_id = r.data_transfer_package_id
+        WHERE r.package_id = p.id AND (t.status IN ('scheduled', 'in_progress') OR (t.status = 'pending'
+            AND (t.ready OR NOT EXISTS (SELECT 1 FROM data_transfer b
+                WHERE b.data_transfer_package_id = t.data_transfer_package_id AND b.hop < t.hop AND b.status = 'failed'
+                    AND NOT EXISTS (SELECT 1 FROM data_transfer n
+                        WHERE n.data_transfer_package_id = b.data_transfer_package_id AND n.hop = b.hop
+                            AND n.status <> 'failed'))))))
+        OR EXISTS (SELECT 1 FROM long_term_archive_transfer a WHERE a.package_id = p.id
+            AND a.status IN ('pending', 'scheduled', 'in_progress'))) AS is_live,
+    (EXISTS (SELECT 1 FROM transfer_request r JOIN data_transfer t
+            ON t.data_transfer_package_id = r.data_transfer_package_id
+        WHERE r.package_id = p.id AND t.status = 'failed' AND NOT EXISTS (SELECT 1 FROM data_transfer n
+            WHERE n.data_transfer_package_id = t.data_transfer_package_id AND n.status <> 'failed'
+                AND (n.hop = t.hop OR (n.hop < t.hop AND n.id > t.id))))
+        OR EXISTS (SELECT 1 FROM long_term_archive_transfer a WHERE a.package_id = p.id AND a.status = 'failed'
+            AND NOT EXISTS (SELECT 1 FROM long_term_archive_transfer n WHERE n.package_id = p.id
+                AND n.destination_location_id = a.destination_location_id AND n.status <> 'failed'))) AS has_failed,
+    (SELECT count(*) FROM archive_requirement q WHERE q.package_id = p.id) AS required,
+    (SELECT count(*) FROM archive_requirement q JOIN physical_copy c
+        ON c.package_id = q.package_id AND c.location_id = q.location_id
+        WHERE q.package_id = p.id AND c.status = 'present' AND c.verification = 'verified') AS archived,
+    EXISTS (SELECT 1 FROM archive_requirement q WHERE q.package_id = p.id) AS goes_on";

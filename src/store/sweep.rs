@@ -1,0 +1,258 @@
+//! What managers do about workers that are not heard of: their leases run out, and their work is offered again.
+//!
+//! Any number of managers may sweep at once; they skip the rows that another one holds.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{
+    LeaseClock, Store, StoreError,
+    sql::{Tx, args},
+    wakeups::Wakeup,
+    work::{Kind, WorkRow},
+    workers::micros,
+};
+use crate::model::{ErrorClass, LocationId, Move, Status, Work};
+
+/// How much a sweep does, and when it gives up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SweepRules {
+    /// At most so many rows of each kind in one call.
+    pub batch: u32,
+    /// So many leases in a row may be lost; after one more the work fails.
+    pub losses: u32,
+    /// A queue in which something waits gets a new hint when its last one is older than this.
+    pub hint_age: Duration,
+}
+
+impl Default for SweepRules {
+    fn default() -> Self {
+        Self { batch: 100, losses: ErrorClass::LostWorker.policy().retries, hint_age: Duration::from_secs(30) }
+    }
+}
+
+/// What a sweep did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Offered again.
+    pub offered: Vec<Work>,
+    /// Failed, because too many leases were lost.
+    pub failed: Vec<Work>,
+    /// Failed, because somebody had cancelled them.
+    pub cancelled: Vec<Work>,
+    /// Queues that got a new hint.
+    pub hinted: u32,
+    /// Workers that were not heard of.
+    pub dead_workers: Vec<String>,
+}
+
+impl Store {
+    /// Looks for leases that ran out, hints that were lost and workers that died. `manager` is who does it, for the
+    /// history.
+    ///
+    /// # Errors
+    /// The database cannot be written. What an earlier part of the sweep did is kept.
+    pub async fn sweep(&self, manager: &str, clock: &LeaseClock, rules: &SweepRules) -> Result<Swept, StoreError> {
+        let mut swept = Swept::default();
+        for kind in Kind::ALL {
+            self.sweep_leases(kind, manager, clock, rules, &mut swept).await?;
+        }
+        self.sweep_workers(clock, rules, &mut swept).await?;
+        self.sweep_hints(clock, rules, &mut swept).await?;
+        if !swept.offered.is_empty() || swept.hinted > 0 {
+            self.wake(Wakeup::Outbox);
+        }
+        Ok(swept)
+    }
+
+    async fn sweep_leases(
+        &self,
+        kind: Kind,
+        manager: &str,
+        clock: &LeaseClock,
+        rules: &SweepRules,
+        swept: &mut Swept,
+    ) -> Result<(), StoreError> {
+        // Most sweeps find nothing, and a look needs no writer's turn.
+        let mut tx = self.read().await?;
+        if expired(&mut tx, kind, clock, 1, Hold::No).await?.is_empty() {
+            return Ok(());
+        }
+        drop(tx);
+        let mut tx = self.write().await?;
+        let mut done = Swept::default();
+        for id in expired(&mut tx, kind, clock, rules.batch, Hold::Yes).await? {
+            let Some(row) = WorkRow::lock(&mut tx, kind.work(id)).await? else { continue };
+            let worker = row.claimed_by.clone().unwrap_or_else(|| "unknown".into());
+            if row.cancel_requested {
+                let why = format!("cancelled; {worker}, who had it, was not heard of");
+                fail(&mut tx, &row, manager, ErrorClass::Cancelled, &why).await?;
+                done.cancelled.push(row.work);
+            } else if row.losses >= rules.losses {
+                let why = format!("{} workers in a row were lost with it, the last one was {worker}", row.losses + 1);
+                fail(&mut tx, &row, manager, ErrorClass::LostWorker, &why).await?;
+                done.failed.push(row.work);
+            } else {
+                offer(&mut tx, &row, manager, &worker).await?;
+                done.offered.push(row.work);
+            }
+        }
+        tx.commit().await?;
+        swept.offered.extend(done.offered);
+        swept.failed.extend(done.failed);
+        swept.cancelled.extend(done.cancelled);
+        Ok(())
+    }
+
+    async fn sweep_workers(&self, clock: &LeaseClock, rules: &SweepRules, swept: &mut Swept) -> Result<(), StoreError> {
+        const DEAD: &str = "state <> 'stopped' AND (heartbeat_boot <> $1 OR heartbeat_until < coalesce($2, now_us()))";
+        let args = args![&clock.boot, clock.now_us, rules.batch];
+        let mut tx = self.read().await?;
+        if tx.rows(format!("SELECT id FROM worker WHERE {DEAD} LIMIT $3"), args).await?.is_empty() {
+            return Ok(());
+        }
+        drop(tx);
+        let mut tx = self.write().await?;
+        let text = format!(
+            "UPDATE worker SET state = 'stopped' WHERE id IN (SELECT id FROM worker WHERE {DEAD} ORDER BY id LIMIT $3) \
+             AND {DEAD} RETURNING name"
+        );
+        let rows = tx.rows(text, args).await?;
+        let names = rows.iter().map(|row| row.text("name")).collect::<Result<Vec<_>, _>>()?;
+        tx.commit().await?;
+        swept.dead_workers.extend(names);
+        Ok(())
+    }
+
+    /// A hint may be lost with the broker, or eaten by a worker that could not claim just then. Two managers may both
+    /// write one: it is only a hint.
+    async fn sweep_hints(&self, clock: &LeaseClock, rules: &SweepRules, swept: &mut Swept) -> Result<(), StoreError> {
+        for kind in Kind::ALL {
+            let mut tx = self.read().await?;
+            let text = hintless_text(kind, matches!(tx, Tx::Sqlite(_)));
+            let args = args![kind.operation().as_str(), micros(rules.hint_age), &clock.boot, clock.now_us, rules.batch];
+            let heads = tx.rows(text, args).await?;
+            drop(tx);
+            if heads.is_empty() {
+                continue;
+            }
+            let mut tx = self.write().await?;
+            // One for each queue.
+            let mut queues = BTreeMap::new();
+            for row in &heads {
+                let queue = LocationId::new(row.int("queue_location_id")?);
+                queues.insert(queue, (row.int("id")?, row.int("priority")?));
+            }
+            for (queue, (id, priority)) in &queues {
+                tx.execute(
+                    "INSERT INTO outbox (location_id, operation, work_id, priority) VALUES ($1, $2, $3, $4)",
+                    args![*queue, kind.operation().as_str(), *id, *priority],
+                )
+                .await?;
+                swept.hinted += 1;
+            }
+            tx.commit().await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether rows that are found are locked, and those that another manager holds skipped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    Yes,
+    No,
+}
+
+async fn expired(tx: &mut Tx, kind: Kind, clock: &LeaseClock, most: u32, hold: Hold) -> Result<Vec<i64>, StoreError> {
+    let lock = match tx {
+        Tx::Postgres(_) if hold == Hold::Yes => " FOR NO KEY UPDATE SKIP LOCKED",
+        _ => "",
+    };
+    // What runs is as much as there are slots, so that a walk over it is short.
+    let text = format!(
+        "SELECT id FROM {} WHERE status = 'in_progress' \
+         AND (lease_boot <> $1 OR lease_until < coalesce($2, now_us())) ORDER BY lease_until LIMIT $3{lock}",
+        kind.table()
+    );
+    let rows = tx.rows(text, args![&clock.boot, clock.now_us, most]).await?;
+    rows.iter().map(|row| row.int("id")).collect()
+}
+
+/// The first row of each queue in which something waits, where a live worker serves the queue, and its last hint is
+/// old and sent.
+fn hintless_text(kind: Kind, sqlite: bool) -> String {
+    let (table, index) = (kind.table(), kind.claim_index(sqlite));
+    // The leap from queue to queue; see `claim`.
+    let plus = if sqlite { " + 0" } else { "" };
+    format!(
+        "WITH RECURSIVE head(id) AS (\
+         SELECT (SELECT t.id FROM {table} t {index} WHERE t.status = 'scheduled' ORDER BY t.queue_location_id LIMIT 1) \
+         UNION ALL SELECT (SELECT n.id FROM {table} n {index} WHERE n.status = 'scheduled' \
+         AND n.queue_location_id > t.queue_location_id{plus} ORDER BY n.queue_location_id LIMIT 1) \
+         FROM head h CROSS JOIN {table} t WHERE t.id = h.id) \
+         SELECT t.id, t.queue_location_id, t.priority FROM head h CROSS JOIN {table} t \
+         WHERE t.id = h.id AND NOT EXISTS (SELECT 1 FROM (SELECT x.created_at, x.sent_at FROM outbox x \
+             WHERE x.location_id = t.queue_location_id AND x.operation = $1 ORDER BY x.id DESC LIMIT 1) AS x \
+             WHERE x.sent_at IS NULL OR x.created_at BETWEEN now_us() - $2 AND now_us()) \
+         AND EXISTS (SELECT 1 FROM worker_queue q JOIN worker w ON w.id = q.worker_id \
+             WHERE q.location_id = t.queue_location_id AND q.operation = $1 AND w.state = 'active' \
+             AND w.heartbeat_boot = $3 AND w.heartbeat_until >= coalesce($4, now_us())) LIMIT $5"
+    )
+}
+
+async fn offer(tx: &mut Tx, row: &WorkRow, manager: &str, worker: &str) -> Result<(), StoreError> {
+    let status = next(row, Move::LoseLease)?;
+    let text = format!(
+        "UPDATE {} SET status = $3, owner = NULL, lease_until = NULL, lease_boot = NULL, losses = losses + 1, \
+         scheduled_at = now_us(), updated_at = now_us(), changed_by = $4, change_reason = $5 \
+         WHERE id = $1 AND fence = $2",
+        Kind::of(row.work).table()
+    );
+    let why = format!("{worker} was not heard of for its lease");
+    tx.execute(text, args![row.work.number(), row.fence, status.as_str(), manager, why]).await?;
+    row.hint(tx).await
+}
+
+/// The attempt ends with the row, so that nothing of its owner counts any more.
+async fn fail(tx: &mut Tx, row: &WorkRow, manager: &str, class: ErrorClass, why: &str) -> Result<(), StoreError> {
+    let status = next(row, Move::Fail)?;
+    row.end_lost(tx, class.as_str(), why).await?;
+    let text = format!(
+        "UPDATE {} SET status = $3, owner = NULL, lease_until = NULL, lease_boot = NULL, losses = losses + 1, \
+         error_class = $4, error_text = $5, finished_at = now_us(), updated_at = now_us(), changed_by = $6, \
+         change_reason = $5 WHERE id = $1 AND fence = $2",
+        Kind::of(row.work).table()
+    );
+    tx.execute(text, args![row.work.number(), row.fence, status.as_str(), class.as_str(), why, manager]).await?;
+    Ok(())
+}
+
+fn next(row: &WorkRow, change: Move) -> Result<Status, StoreError> {
+    row.status.on(change).map_err(|change| StoreError::Illegal { what: row.work.to_string(), change })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seen to fail without the index named: the plan then sorts all rows that wait.
+    #[tokio::test]
+    async fn a_look_for_lost_hints_does_not_walk_over_rows_that_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&format!("sqlite:{}", dir.path().join("x.db").display())).await.unwrap();
+        let mut tx = store.read().await.unwrap();
+        for kind in Kind::ALL {
+            let text = format!("EXPLAIN QUERY PLAN {}", hintless_text(kind, true));
+            let rows = tx.rows(text, args!["", 1i64, "", 1i64, 1i64]).await.unwrap();
+            let plan: Vec<String> = rows.iter().map(|r| r.text("detail").unwrap()).collect();
+            let leap = format!("SEARCH n USING COVERING INDEX {}_claim (queue_location_id>?)", kind.table());
+            assert!(plan.contains(&leap), "{plan:#?}");
+            for line in &plan {
+                let walked = line.strip_prefix("SCAN ").map(|rest| rest.split(' ').next().unwrap_or(rest));
+                let known = walked.is_none_or(|w| ["h", "x", "CONSTANT"].contains(&w))
+                    || *line == format!("SCAN t USING COVERING INDEX {}_claim", kind.table());
+                assert!(known, "{plan:#?}");
+            }
+        }
+    }
+}

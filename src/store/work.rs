@@ -1,0 +1,184 @@
+//! What both kinds of work have in common for a statement: the same columns under two names of a table.
+
+use super::{
+    StoreError,
+    sql::{Row, Tx, args},
+};
+use crate::model::{ArchiveTransferId, Fence, LocationId, Operation, RouteId, Status, TransferId, Work};
+
+/// The two kinds of work, each in a table of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Hops between sites.
+    #[default]
+    Transfer,
+    /// Ways into archives.
+    Archive,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 2] = [Self::Transfer, Self::Archive];
+
+    pub(super) const fn of(work: Work) -> Self {
+        match work {
+            Work::Transfer(_) => Self::Transfer,
+            Work::Archive(_) => Self::Archive,
+        }
+    }
+
+    /// The kind of work in a queue; none for queues whose work is not this module's.
+    pub(super) const fn of_operation(operation: Operation) -> Option<Self> {
+        match operation {
+            Operation::DataTransfer => Some(Self::Transfer),
+            Operation::LongTermArchiveTransfer => Some(Self::Archive),
+            _ => None,
+        }
+    }
+
+    pub(super) const fn operation(self) -> Operation {
+        match self {
+            Self::Transfer => Operation::DataTransfer,
+            Self::Archive => Operation::LongTermArchiveTransfer,
+        }
+    }
+
+    pub(super) const fn table(self) -> &'static str {
+        match self {
+            Self::Transfer => "data_transfer",
+            Self::Archive => "long_term_archive_transfer",
+        }
+    }
+
+    /// What follows the name of the table where rows that wait are looked for. SQLite keeps no statistics here, and
+    /// would take the index on the status alone, which holds all of them; PostgreSQL finds the right one.
+    pub(super) const fn claim_index(self, sqlite: bool) -> &'static str {
+        match (self, sqlite) {
+            (_, false) => "",
+            (Self::Transfer, true) => "INDEXED BY data_transfer_claim",
+            (Self::Archive, true) => "INDEXED BY long_term_archive_transfer_claim",
+        }
+    }
+
+    /// The column of `attempt` and `verification_record` that refers to it.
+    pub(super) const fn reference(self) -> &'static str {
+        match self {
+            Self::Transfer => "data_transfer_id",
+            Self::Archive => "long_term_archive_transfer_id",
+        }
+    }
+
+    pub(super) const fn work(self, number: i64) -> Work {
+        match self {
+            Self::Transfer => Work::Transfer(TransferId::new(number)),
+            Self::Archive => Work::Archive(ArchiveTransferId::new(number)),
+        }
+    }
+}
+
+/// A row of work as the operations on it need it.
+#[derive(Clone, Debug)]
+pub(super) struct WorkRow {
+    pub(super) work: Work,
+    pub(super) status: Status,
+    pub(super) fence: Fence,
+    pub(super) attempt: i64,
+    pub(super) retry_count: u32,
+    pub(super) losses: u32,
+    pub(super) priority: i64,
+    pub(super) bytes_done: i64,
+    pub(super) bytes_total: i64,
+    pub(super) claimed_at: Option<i64>,
+    pub(super) claimed_by: Option<String>,
+    pub(super) cancel_requested: bool,
+    pub(super) route: Option<RouteId>,
+    pub(super) origin: LocationId,
+    pub(super) destination: LocationId,
+    pub(super) queue: LocationId,
+    /// How the present fence ended and when, if it has.
+    pub(super) ended: Option<(String, i64)>,
+}
+
+impl WorkRow {
+    /// The row, locked until the end of the transaction on PostgreSQL; SQLite has one writer anyway.
+    pub(super) async fn lock(tx: &mut Tx, work: Work) -> Result<Option<Self>, StoreError> {
+        let kind = Kind::of(work);
+        let lock = match tx {
+            Tx::Sqlite(_) => "",
+            Tx::Postgres(_) => " FOR NO KEY UPDATE OF t",
+        };
+        let route = match kind {
+            Kind::Transfer => "t.route_id",
+            Kind::Archive => "CAST(NULL AS BIGINT)",
+        };
+        let text = format!(
+            "SELECT t.id, t.status, t.fence, t.attempt, t.retry_count, t.losses, t.priority, t.bytes_done, \
+             t.bytes_total, t.claimed_at, t.claimed_by, t.cancel_requested, {route} AS route_id, t.origin_location_id, \
+             t.destination_location_id, t.queue_location_id FROM {} t WHERE t.id = $1{lock}",
+            kind.table()
+        );
+        let Some(row) = tx.row(text, args![work.number()]).await? else { return Ok(None) };
+        let mut found = Self::read(kind, &row)?;
+        if found.fence.number() == 0 {
+            return Ok(Some(found));
+        }
+        // A statement of its own: one that waited for the lock would look at the time before it.
+        let text = format!("SELECT outcome, ended_at FROM attempt WHERE {} = $1 AND fence = $2", kind.reference());
+        if let Some(row) = tx.row(text, args![work.number(), found.fence]).await? {
+            found.ended = Some((row.text("outcome")?, row.int("ended_at")?));
+        }
+        Ok(Some(found))
+    }
+
+    fn read(kind: Kind, row: &Row) -> Result<Self, StoreError> {
+        let count = |name: &str| -> Result<u32, StoreError> {
+            let value = row.int(name)?;
+            u32::try_from(value).map_err(|_| StoreError::Corrupt(format!("{name} is {value}")))
+        };
+        Ok(Self {
+            work: kind.work(row.int("id")?),
+            status: row.word("status")?,
+            fence: Fence::new(row.int("fence")?),
+            attempt: row.int("attempt")?,
+            retry_count: count("retry_count")?,
+            losses: count("losses")?,
+            priority: row.int("priority")?,
+            bytes_done: row.int("bytes_done")?,
+            bytes_total: row.int("bytes_total")?,
+            claimed_at: row.opt_int("claimed_at")?,
+            claimed_by: row.opt_text("claimed_by")?,
+            cancel_requested: row.flag("cancel_requested")?,
+            route: row.opt_int("route_id")?.map(RouteId::new),
+            origin: LocationId::new(row.int("origin_location_id")?),
+            destination: LocationId::new(row.int("destination_location_id")?),
+            queue: LocationId::new(row.int("queue_location_id")?),
+            ended: None,
+        })
+    }
+
+    /// Writes how the present fence ended when its owner was not heard of again. After that nothing of that owner
+    /// counts any more.
+    pub(super) async fn end_lost(&self, tx: &mut Tx, outcome: &str, why: &str) -> Result<(), StoreError> {
+        let chain = serde_json::to_string(&[why]).map_err(|e| StoreError::Refused(e.to_string()))?;
+        let text = format!(
+            "INSERT INTO attempt ({}, fence, number, worker_id, worker_name, started_at, ended_at, outcome, \
+             error_chain, bytes_done) VALUES ($1, $2, $3, (SELECT id FROM worker WHERE name = $4), $4, \
+             coalesce($5, now_us()), now_us(), $6, $7, $8)",
+            Kind::of(self.work).reference()
+        );
+        let name = self.claimed_by.as_deref().unwrap_or("unknown");
+        let args =
+            args![self.work.number(), self.fence, self.attempt, name, self.claimed_at, outcome, chain, self.bytes_done];
+        tx.execute(text, args).await?;
+        Ok(())
+    }
+
+    /// A hint that the queue of this work has something to do.
+    pub(super) async fn hint(&self, tx: &mut Tx) -> Result<(), StoreError> {
+        tx.execute(
+            "INSERT INTO outbox (location_id, operation, work_id, priority) VALUES ($1, $2, $3, $4)",
+            args![self.queue, Kind::of(self.work).operation().as_str(), self.work.number(), self.priority],
+        )
+        .await?;
+        Ok(())
+    }
+}
