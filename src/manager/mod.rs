@@ -1,0 +1,199 @@
+//! The daemon that schedules (`transfer_transfer_packages` as it was called): decides what moves, and tells who may move it.
+//!
+//! | loop | does | how often, unless it is woken |
+//! |---|---|---|
+//! | intake | rows that other programs inserted become packages and requests | 2 s |
+//! | planner | settles what ended, makes bundles and transfers, offers work to workers | 2 s |
+//! | relay | publishes the outbox; a hint is marked sent once the broker has confirmed it | 1 s |
+//! | sweeper | offers again what lost its lease, hints again what nobody claimed, marks dead workers | 2 s |
+//! | burial | keeps messages that nobody understood in a table | as they come |
+//!
+//! Any number of managers may run, on any machines; none of them leads. Every action is one transaction that the second
+//! one's copy fails on, so all that two managers at once cost is a look.
+//!
+//! A loop that finds the database away waits with growing pauses and says so once; one that panics is started again. Each
+//! has a heartbeat, so that `/health` names the one that stands still. SIGTERM ends each loop between two turns.
+
+mod burial;
+mod relay;
+mod turns;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use self::turns::{Daemon, Turn};
+use crate::{
+    broker::Broker,
+    store::{PlanLimits, Store, SweepRules, Wakeup},
+    task::Gate,
+    telemetry::health::Health,
+};
+
+/// How a manager works. The defaults suit every size that was measured.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its name, for the history of what it does.
+    pub name: String,
+    /// Between looks for something to plan, unless woken. Default 2 s.
+    pub plan_every: Duration,
+    /// Between sweeps. Default 2 s.
+    pub sweep_every: Duration,
+    /// Between looks at the outbox, unless woken. Default 1 s.
+    pub relay_every: Duration,
+    /// How bundles are cut.
+    pub limits: PlanLimits,
+    /// What a sweep does.
+    pub rules: SweepRules,
+    /// How long sent hints stay in the outbox. Default 1 h.
+    pub keep_sent: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: "manager".to_owned(),
+            plan_every: Duration::from_secs(2),
+            sweep_every: Duration::from_secs(2),
+            relay_every: Duration::from_secs(1),
+            limits: PlanLimits::default(),
+            rules: SweepRules::default(),
+            keep_sent: Duration::from_secs(3600),
+        }
+    }
+}
+
+/// What the loops share.
+struct Shared {
+    config: Config,
+    store: Store,
+    broker: Option<Arc<dyn Broker>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Runs a manager until `gate` drains. Without a broker hints are not published: workers on the same database find work by
+/// looking, every 2 s.
+pub async fn run(config: Config, store: Store, broker: Option<Arc<dyn Broker>>, health: &Health, gate: &Gate) {
+    let shared = Arc::new(Shared { config, store, broker });
+    let config = &shared.config;
+    tracing::info!(manager = config.name, broker = shared.broker.is_some(), "the manager begins");
+    let mut loops = Vec::new();
+    let daemon = |name: &'static str, every: Duration, kinds: &'static [Wakeup]| Daemon {
+        name: format!("manager {}: {name}", config.name),
+        every,
+        kinds,
+        store: shared.store.clone(),
+        health: health.clone(),
+        gate: gate.clone(),
+    };
+    loops.push(daemon("intake", config.plan_every, &[]).spawn({
+        let shared = Arc::clone(&shared);
+        move || {
+            let shared = Arc::clone(&shared);
+            Box::pin(async move { intake(&shared).await })
+        }
+    }));
+    loops.push(daemon("planner", config.plan_every, &[Wakeup::Pending]).spawn({
+        let shared = Arc::clone(&shared);
+        move || {
+            let shared = Arc::clone(&shared);
+            Box::pin(async move { plan(&shared).await })
+        }
+    }));
+    loops.push(daemon("sweeper", config.sweep_every, &[]).spawn({
+        let shared = Arc::clone(&shared);
+        move || {
+            let shared = Arc::clone(&shared);
+            Box::pin(async move { sweep(&shared).await })
+        }
+    }));
+    if let Some(broker) = &shared.broker {
+        let relay = Arc::new(relay::Relay::new(Arc::clone(broker)));
+        loops.push(daemon("relay", config.relay_every, &[Wakeup::Outbox]).spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let (shared, relay) = (Arc::clone(&shared), Arc::clone(&relay));
+                Box::pin(async move { relay.turn(&shared.store, shared.config.keep_sent).await })
+            }
+        }));
+        let (broker, sink, stop) =
+            (Arc::clone(broker), burial::Graveyard::new(shared.store.clone()), gate.drain_token());
+        loops.push(tokio::spawn(async move { broker.bury(Arc::new(sink), stop).await }));
+    } else {
+        loops.push(daemon("outbox", config.relay_every.max(Duration::from_secs(10)), &[]).spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let shared = Arc::clone(&shared);
+                Box::pin(async move { relay::drop_unread(&shared.store, shared.config.keep_sent).await })
+            }
+        }));
+    }
+    for task in loops {
+        // Each ends by itself when the gate drains; a panic was caught further in.
+        let _ = task.await;
+    }
+    tracing::info!(manager = shared.config.name, "the manager has stopped");
+}
+
+async fn intake(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
+    let decided = shared.store.take_intake(INTAKE_BATCH, &shared.config.name).await?;
+    for one in &decided {
+        match &one.outcome {
+            Ok(registered) => tracing::info!(row = one.id, package = %registered.package, "intake: registered"),
+            Err(refusal) => tracing::warn!(row = one.id, refusal, "intake: refused"),
+        }
+    }
+    if !decided.is_empty() {
+        shared.store.wake(Wakeup::Pending);
+    }
+    Ok(match decided.len() {
+        0 => Turn::Idle,
+        n if n >= usize::try_from(INTAKE_BATCH).unwrap_or(usize::MAX) => Turn::Unfinished,
+        _ => Turn::Worked,
+    })
+}
+
+/// First what ended (it may free room, or ask for another buffer), then new bundles, then offers.
+async fn plan(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
+    let (store, name) = (&shared.store, &shared.config.name);
+    let settled = store.settle(SETTLE_BATCH, name).await?;
+    let planned = store.plan(&shared.config.limits, name).await?;
+    let scheduled = store.schedule(name).await?;
+    if settled.ends + planned.bundles + scheduled.offered + scheduled.taken_back + scheduled.cancelled == 0 {
+        return Ok(Turn::Idle);
+    }
+    tracing::debug!(
+        ended = settled.ends,
+        bundles = planned.bundles,
+        transfers = planned.transfers,
+        offered = scheduled.offered,
+        taken_back = scheduled.taken_back,
+        "planned"
+    );
+    let more = planned.is_unfinished || settled.ends >= usize::try_from(SETTLE_BATCH).unwrap_or(usize::MAX);
+    Ok(if more { Turn::Unfinished } else { Turn::Worked })
+}
+
+async fn sweep(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
+    let clock = shared.store.lease_clock();
+    let swept = shared.store.sweep(&shared.config.name, &clock, &shared.config.rules).await?;
+    for work in &swept.offered {
+        tracing::warn!(%work, "its worker was not heard of; it is offered again");
+    }
+    for work in &swept.failed {
+        tracing::error!(%work, "too many workers were lost with it; it has failed");
+    }
+    for worker in &swept.dead_workers {
+        tracing::warn!(worker, "a worker was not heard of");
+    }
+    let nothing = swept.offered.is_empty() && swept.failed.is_empty() && swept.cancelled.is_empty();
+    Ok(if nothing && swept.dead_workers.is_empty() { Turn::Idle } else { Turn::Worked })
+}
+
+/// Rows of `intake` in one turn.
+const INTAKE_BATCH: u32 = 200;
+/// Ends that are looked at in one turn.
+const SETTLE_BATCH: u32 = 500;

@@ -1,0 +1,101 @@
+use std::{future::Future, pin::Pin, time::Duration};
+
+use tokio::task::JoinHandle;
+
+use crate::{
+    store::{Store, StoreError, Wakeup},
+    task::{Backoff, Gate, supervise},
+    telemetry::health::{Health, Heartbeat},
+};
+
+/// What one turn of a loop found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Nothing to do.
+    Idle,
+    /// Something was done; more will be told or found in time.
+    Worked,
+    /// A limit was reached; the next turn follows at once.
+    Unfinished,
+}
+
+/// One turn under way.
+pub(super) type Turning = Pin<Box<dyn Future<Output = Result<Turn, StoreError>> + Send>>;
+
+/// A loop of a manager.
+pub(super) struct Daemon {
+    pub(super) name: String,
+    /// Between turns, unless something of `kinds` happens.
+    pub(super) every: Duration,
+    pub(super) kinds: &'static [Wakeup],
+    pub(super) store: Store,
+    pub(super) health: Health,
+    pub(super) gate: Gate,
+}
+
+impl Daemon {
+    /// Starts it. It ends between two turns when the gate drains, or in the middle of one when the gate stops.
+    pub(super) fn spawn(self, turn: impl Fn() -> Turning + Send + Sync + 'static) -> JoinHandle<()> {
+        let turn = std::sync::Arc::new(turn);
+        tokio::spawn(async move {
+            let pulse = self.health.heartbeat(self.name.clone(), (self.every * 10).max(LONGEST_SILENCE));
+            let mut wakeups = self.store.wakeups();
+            let mut delays = BACKOFF.delays();
+            while !self.gate.is_draining() {
+                let next = std::sync::Arc::clone(&turn);
+                let running = supervise(self.name.clone(), async move { next().await });
+                let Some(ended) = self.gate.unless_stopped(running).await else { break };
+                let rest = match ended {
+                    Ok(Ok(found)) => {
+                        if delays.failures() > 0 {
+                            tracing::info!(task = self.name, failures = delays.failures(), "works again");
+                            delays.reset();
+                        }
+                        tell(&pulse, found);
+                        (found != Turn::Unfinished).then_some(self.every)
+                    }
+                    // Another manager did the same just now.
+                    Ok(Err(StoreError::Conflict(_) | StoreError::Duplicate(_))) => Some(SOON),
+                    Ok(Err(error)) => {
+                        // Once, and then only for whoever wants details.
+                        if delays.failures() == 0 {
+                            tracing::warn!(task = self.name, %error, "cannot work now");
+                        } else {
+                            tracing::debug!(task = self.name, %error, failures = delays.failures(), "cannot work yet");
+                        }
+                        Some(delays.next_delay())
+                    }
+                    Err(end) => {
+                        tracing::error!(task = self.name, %end, "a turn ended badly; the loop goes on");
+                        Some(delays.next_delay().max(AFTER_PANIC))
+                    }
+                };
+                let Some(rest) = rest else { continue };
+                let failing = delays.failures() > 0;
+                tokio::select! {
+                    () = tokio::time::sleep(rest) => {}
+                    // A database that fails is not asked the more often the more there is to do.
+                    _ = wakeups.next(self.kinds), if !self.kinds.is_empty() && !failing => {}
+                    () = self.gate.draining() => {}
+                }
+            }
+            pulse.retire();
+        })
+    }
+}
+
+fn tell(pulse: &Heartbeat, found: Turn) {
+    match found {
+        Turn::Idle => pulse.found_nothing(),
+        Turn::Worked | Turn::Unfinished => pulse.worked(),
+    }
+}
+
+/// Between looks at a database that is away.
+const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), limit: Duration::from_secs(5) };
+/// After a transaction that met another one.
+const SOON: Duration = Duration::from_millis(20);
+/// A defect that comes at every turn must not fill the log.
+const AFTER_PANIC: Duration = Duration::from_secs(5);
+/// A loop that says nothing for so long stands still.
+const LONGEST_SILENCE: Duration = Duration::from_secs(60);

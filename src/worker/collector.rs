@@ -1,0 +1,217 @@
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use super::failure::{Failure, class_of};
+use crate::{
+    chunk::{Digest, escape_bytes},
+    engine::{Action, FileReport, Observer, Progress},
+    model::{CheckMethod, Timestamp},
+    protocol::Evidence,
+};
+
+/// Verified bytes of an attempt, over all its packages.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Meter {
+    finished: Arc<AtomicU64>,
+    current: Arc<AtomicU64>,
+}
+
+impl Meter {
+    pub(super) fn bytes(&self) -> u64 {
+        self.finished.load(Ordering::Relaxed).saturating_add(self.current.load(Ordering::Relaxed))
+    }
+
+    /// A package is done; its bytes are these.
+    pub(super) fn finish(&self, bytes: u64) {
+        self.current.store(0, Ordering::Relaxed);
+        self.finished.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Watches the job of one package, and keeps what its receipts say: sums only, however many files a tree has.
+#[derive(Debug)]
+pub(super) struct Collector {
+    meter: Meter,
+    seen: Mutex<Seen>,
+}
+
+/// What the receiver said about a package.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// Regular files that are there.
+    pub(super) files: u64,
+    /// Their bytes.
+    pub(super) bytes: u64,
+    /// The digest of the last one: of the only one, where the package is a file.
+    pub(super) digest: Option<Digest>,
+    /// How it was looked at; the weakest of all.
+    pub(super) look: Option<Look>,
+    /// The first entries that failed.
+    pub(super) failures: Vec<Failure>,
+    /// Warnings, the first ones.
+    pub(super) warnings: Vec<String>,
+}
+
+/// How the receiver knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Look {
+    pub(super) method: CheckMethod,
+    pub(super) cached: bool,
+    pub(super) host: String,
+    pub(super) version: String,
+    pub(super) started_at: Timestamp,
+    pub(super) ended_at: Timestamp,
+}
+
+impl Look {
+    fn of(action: &Action, evidence: &[Evidence]) -> Option<Self> {
+        // The last look is the one closest to the medium.
+        let last = evidence.last()?;
+        let method = match (action, last.method.as_str()) {
+            (Action::Same | Action::Trusted, _) => CheckMethod::FoundEqual,
+            (_, "received") => CheckMethod::Received,
+            _ => CheckMethod::ReadBack,
+        };
+        let time = |ns: i64| Timestamp::from_micros(ns / 1000);
+        Some(Self {
+            method,
+            // What was hashed in memory before it was written says nothing of the medium.
+            cached: last.cached || last.medium == "memory",
+            host: last.host.clone(),
+            version: last.program.clone(),
+            started_at: time(evidence.iter().map(|e| e.start_ns).min()?),
+            ended_at: time(evidence.iter().map(|e| e.end_ns).max()?),
+        })
+    }
+
+    /// A tree is known as well as the least known file of it, and looked at from the first to the last.
+    fn join(&mut self, other: Self) {
+        if strength(other.method) < strength(self.method) {
+            self.method = other.method;
+        }
+        self.cached |= other.cached;
+        self.started_at = self.started_at.min(other.started_at);
+        self.ended_at = self.ended_at.max(other.ended_at);
+    }
+}
+
+const fn strength(method: CheckMethod) -> u8 {
+    match method {
+        CheckMethod::Received => 0,
+        CheckMethod::FoundEqual => 1,
+        CheckMethod::ReadBack => 2,
+        CheckMethod::Scrub => 3,
+    }
+}
+
+impl Collector {
+    pub(super) fn new(meter: Meter) -> Self {
+        Self { meter, seen: Mutex::default() }
+    }
+
+    /// What was seen so far.
+    pub(super) fn seen(&self) -> Seen {
+        self.state().clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for Collector {
+    fn file(&self, report: &FileReport) {
+        let mut seen = self.state();
+        match &report.action {
+            Action::Failed { class, text } if seen.failures.len() < MOST_TEXTS => {
+                let path = escape_bytes(&report.path);
+                let text = if text.contains(&path) { text.clone() } else { format!("{path}: {text}") };
+                seen.failures.push(Failure::new(class_of(*class, &text), text));
+            }
+            Action::Failed { .. } => {}
+            action if report.digest.is_some() => {
+                seen.files += 1;
+                seen.bytes = seen.bytes.saturating_add(report.size);
+                seen.digest = report.digest;
+                if let Some(look) = Look::of(action, &report.evidence) {
+                    match &mut seen.look {
+                        Some(known) => known.join(look),
+                        none => *none = Some(look),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn warning(&self, text: &str) {
+        let mut seen = self.state();
+        if seen.warnings.len() < MOST_TEXTS {
+            seen.warnings.push(text.to_owned());
+        }
+    }
+
+    fn progress(&self, progress: &Progress) {
+        self.meter.current.store(progress.bytes_done, Ordering::Relaxed);
+    }
+}
+
+/// Texts of one kind that are kept: the first ones say it all, and a tree may have a million.
+const MOST_TEXTS: usize = 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::FailureClass;
+
+    fn report(path: &str, action: Action, method: &str, start_ns: i64) -> FileReport {
+        let evidence = Evidence {
+            method: method.into(),
+            medium: if method == "received" { "memory" } else { "disk" }.into(),
+            cached: false,
+            host: "h".into(),
+            program: "p 1".into(),
+            start_ns,
+            end_ns: start_ns + 5000,
+        };
+        FileReport {
+            path: path.into(),
+            size: 10,
+            digest: Some(Digest::of(path.as_bytes())),
+            action,
+            evidence: vec![evidence],
+        }
+    }
+
+    #[test]
+    fn a_tree_is_known_as_well_as_its_least_known_file() {
+        let collector = Collector::new(Meter::default());
+        collector.file(&report("a", Action::Copied, "direct", 9_000));
+        let look = collector.seen().look.unwrap();
+        assert_eq!((look.method, look.cached), (CheckMethod::ReadBack, false));
+        collector.file(&report("b", Action::Same, "direct", 1_000));
+        collector.file(&report("c", Action::Copied, "received", 2_000));
+        let seen = collector.seen();
+        let look = seen.look.unwrap();
+        assert_eq!((look.method, look.cached), (CheckMethod::Received, true));
+        assert_eq!((look.started_at.micros(), look.ended_at.micros()), (1, 14));
+        assert_eq!((seen.files, seen.bytes), (3, 30));
+    }
+
+    #[test]
+    fn failures_keep_their_class_and_their_path() {
+        let collector = Collector::new(Meter::default());
+        for n in 0..100 {
+            let text = "cannot write x: No space left on device (os error 28)".to_owned();
+            let action = Action::Failed { class: FailureClass::Destination, text };
+            collector.file(&report(&format!("f{n}"), action, "received", 0));
+        }
+        let seen = collector.seen();
+        assert_eq!(seen.failures.len(), MOST_TEXTS);
+        assert_eq!(seen.failures[0].class, crate::model::ErrorClass::NoSpace);
+        assert!(seen.failures[0].chain[0].starts_with("f0: "), "{:?}", seen.failures[0]);
+        assert_eq!(seen.files, 0);
+    }
+}

@@ -1,0 +1,61 @@
+//! Keeps the lease of one attempt while it runs.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
+
+use super::{
+    AWAY, Shared, clock,
+    collector::Meter,
+    complain,
+    stop::{Stop, Why},
+};
+use crate::store::{Backend, Claim, Renewal, Wakeup};
+
+/// Renews with the verified bytes, and stops the attempt when it was overtaken or cancelled. Runs until it is dropped or has
+/// stopped the attempt. A renewal that fails stops nothing: the receiver's fence says who may write there, and a late
+/// renewal that nobody overtook brings the lease back.
+pub(super) async fn keep(shared: Arc<Shared>, claim: Arc<Claim>, meter: Meter, stop: Stop) {
+    let store = &shared.store;
+    let mut wakeups = store.wakeups();
+    let every = shared.config.renew_every;
+    let mut renewal = interval_at(Instant::now() + every, every);
+    renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Nobody tells one process what another one wrote into its SQLite file.
+    let mut look = interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let looks = store.backend() == Backend::Sqlite;
+    let mut delays = AWAY.delays();
+    loop {
+        tokio::select! {
+            _ = renewal.tick() => {}
+            _ = wakeups.next(&[Wakeup::Cancel]) => {}
+            _ = look.tick(), if looks => {
+                // A read: it waits for no writer, and writes nothing.
+                if !matches!(store.is_cancel_requested(claim.work).await, Ok(true)) {
+                    continue;
+                }
+            }
+            () = stop.token().cancelled() => return,
+        }
+        let now = clock(store);
+        let renewed =
+            store.renew(&shared.session, claim.work, claim.fence, shared.config.lease, &now, meter.bytes()).await;
+        match renewed {
+            Ok(Renewal::Held) => delays.reset(),
+            Ok(Renewal::Revived) => {
+                delays.reset();
+                tracing::info!(work = %claim.work, fence = %claim.fence, "the lease had run out, and is ours again");
+            }
+            Ok(Renewal::CancelRequested) => return stop.now(Why::Cancelled),
+            Ok(Renewal::Overtaken) => return stop.now(Why::Overtaken),
+            Err(error) => {
+                complain(&error, &mut delays, "a lease could not be renewed; the attempt goes on");
+                delays.next_delay();
+            }
+        }
+    }
+}
+
+/// Between looks for a cancellation, where no notification comes from other processes: it has to take effect within 1 s.
+const LOOK: Duration = Duration::from_millis(400);

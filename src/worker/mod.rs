@@ -1,0 +1,295 @@
+//! The daemon that moves data (`transfer_files_bbcp` as it was called): claims work of its locations' queues, runs the
+//! engine towards the other site's endpoint, compares what arrived with what was registered, and writes the outcome.
+//!
+//! **What a worker trusts.** The row says *what*, by names; what a name means here stands in this machine's settings
+//! ([`Config::places`]). Whoever can write the database reaches no path outside those roots, runs no command, and makes the
+//! worker talk to no key other than the one of the location's peer.
+//!
+//! **Names at the other end.** The endpoint's location is called like the stem of the location's queues,
+//! `{site_short_name}_{data_location_name}`. A package keeps its path: what lies at `2026/run7` below the origin's root lies
+//! at `2026/run7` below the destination's.
+//!
+//! **Order of things.** A hint (or the poll) and a free slot -> `claim_next` -> the hint is acknowledged -> the attempt runs,
+//! its lease is renewed beside it -> its outcome is written, or spooled to this machine's disk while the database is
+//! away. Nothing new is claimed while something is spooled.
+//!
+//! **Ends of an attempt.** Overtaken: nothing is written. Cancelled: the engine is stopped at once. Draining: it may finish
+//! within a limit, then it is handed back. A panic is caught and recorded with its backtrace as class bug; the daemon
+//! goes on. A lease that cannot be renewed stops nothing: the receiver's fence says who may write.
+
+mod collector;
+mod failure;
+mod finish;
+mod intake;
+mod lease;
+mod runner;
+mod slots;
+mod spool;
+mod stop;
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    broker::Broker,
+    engine::Options,
+    model::{Operation, QueueName, Timestamp, WorkerState},
+    net::Identity,
+    store::{LeaseClock, RunningSpan, Store, StoreError, WorkerProfile, WorkerSession},
+    task::{Backoff, Delays, Gate},
+    telemetry::health::Health,
+};
+
+pub use self::spool::SpoolError;
+use self::{
+    slots::Slots,
+    spool::Spool,
+    stop::{Stop, Why},
+};
+
+/// What a worker is and what it may do.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its name, unique among all workers.
+    pub name: String,
+    /// The machine's name, for people.
+    pub host: String,
+    /// Attempts at once. Default 4.
+    pub slots: u32,
+    /// For how long a claim is believed without a renewal. Default 10 s; 120 s suits a worker behind a WAN.
+    pub lease: Duration,
+    /// Between renewals. Default 3 s.
+    pub renew_every: Duration,
+    /// Between looks for work that no hint told of. Default 2 s.
+    pub poll: Duration,
+    /// How long attempts may go on after SIGTERM before they are handed back. Default 60 s.
+    pub drain_limit: Duration,
+    /// Folder of outcomes that could not be written yet.
+    pub spool: PathBuf,
+    /// The locations that are served, by the stem of their queues.
+    pub places: BTreeMap<String, Place>,
+    /// How the engine runs; job, fence and the route's terms are set for each attempt.
+    pub options: Options,
+}
+
+/// What a location's name means on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The folder that the paths of packages are relative to.
+    pub root: PathBuf,
+    /// Attempts of its queue at once, besides the limit of the whole worker.
+    pub slots: Option<u32>,
+}
+
+/// Why a worker ended.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The database refused the worker itself: its name, its queues or its login.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The folder of outcomes cannot be used, so an outcome could be lost.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+}
+
+/// What all tasks of a worker share.
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    identity: Identity,
+    store: Store,
+    session: WorkerSession,
+    spool: Spool,
+    slots: Slots,
+    running: Mutex<Vec<Running>>,
+    gate: Gate,
+}
+
+/// One attempt, as others see it.
+#[derive(Clone, Debug)]
+struct Running {
+    span: RunningSpan,
+    stop: Stop,
+}
+
+impl Shared {
+    fn running(&self) -> MutexGuard<'_, Vec<Running>> {
+        // A list is whole between two statements.
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stops every attempt.
+    fn stop_all(&self, why: Why) {
+        for running in self.running().iter() {
+            running.stop.now(why);
+        }
+    }
+}
+
+/// Runs a worker until `gate` drains and its attempts have ended.
+///
+/// # Errors
+/// The database refuses it, another live worker has its name, or its spool cannot be used.
+pub async fn run(
+    config: Config,
+    identity: Identity,
+    store: Store,
+    broker: Option<Arc<dyn Broker>>,
+    health: &Health,
+    gate: &Gate,
+) -> Result<(), WorkerError> {
+    let spool = Spool::open(&config.spool)?;
+    let Some(session) = register(&config, &store, gate).await? else { return Ok(()) };
+    tracing::info!(
+        worker = config.name,
+        slots = config.slots,
+        queues = %config.places.keys().cloned().collect::<Vec<_>>().join(", "),
+        "the worker is registered"
+    );
+    let slots = Slots::new(config.slots, config.places.iter().map(|(stem, place)| (queue(stem), place.slots)));
+    let shared = Arc::new(Shared {
+        config,
+        identity,
+        store,
+        session,
+        spool,
+        slots,
+        running: Mutex::default(),
+        gate: gate.clone(),
+    });
+    let name = |task: &str| format!("worker {}: {task}", shared.config.name);
+    let limit = (shared.config.poll * 10).max(Duration::from_secs(60));
+    let replay = tokio::spawn(spool::replay(Arc::clone(&shared), health.heartbeat(name("spool"), limit)));
+    let hearts = tokio::spawn(heartbeats(Arc::clone(&shared), health.heartbeat(name("heartbeat"), limit)));
+    intake::run(&shared, broker, health.heartbeat(name("intake"), limit)).await;
+    drain(&shared).await;
+    hearts.abort();
+    replay.abort();
+    if shared.spool.waiting() > 0 {
+        tracing::warn!(waiting = shared.spool.waiting(), "outcomes stay spooled; the next start writes them");
+    }
+    Ok(())
+}
+
+/// The queue of a location that this daemon works on.
+fn queue(stem: &str) -> QueueName {
+    QueueName::new(stem, Operation::DataTransfer)
+}
+
+/// Registers, waiting for a database that is away, and for the lease of a worker of the same name that was killed.
+async fn register(config: &Config, store: &Store, gate: &Gate) -> Result<Option<WorkerSession>, StoreError> {
+    let profile = WorkerProfile {
+        name: config.name.clone(),
+        boot_nonce: uuid::Uuid::now_v7().to_string(),
+        host: config.host.clone(),
+        process_id: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        slots: config.slots,
+        lease: config.lease,
+        queues: config.places.iter().map(|(stem, place)| (queue(stem), place.slots)).collect(),
+    };
+    let patience = Instant::now() + config.lease + config.lease / 2;
+    let mut delays = AWAY.delays();
+    while !gate.is_draining() {
+        let error = match store.register_worker(&profile, &store.lease_clock()).await {
+            Ok(session) => return Ok(Some(session)),
+            Err(error @ StoreError::WorkerAlive { .. }) if Instant::now() < patience => error,
+            Err(error) if is_away(&error) => error,
+            Err(error) => return Err(error),
+        };
+        complain(&error, &mut delays, "the worker cannot register yet");
+        wait(gate, delays.next_delay()).await;
+    }
+    Ok(None)
+}
+
+/// Tells the database that the worker lives, and what it runs.
+async fn heartbeats(shared: Arc<Shared>, pulse: crate::telemetry::health::Heartbeat) {
+    let mut every = tokio::time::interval(shared.config.renew_every);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut delays = AWAY.delays();
+    loop {
+        every.tick().await;
+        let state = if shared.gate.is_draining() { WorkerState::Draining } else { WorkerState::Active };
+        let spans: Vec<_> = shared.running().iter().map(|r| r.span.clone()).collect();
+        match shared.store.heartbeat(&shared.session, &shared.store.lease_clock(), state, &spans).await {
+            Ok(()) => {
+                delays.reset();
+                pulse.found_nothing();
+            }
+            Err(error @ StoreError::WorkerReplaced { .. }) => {
+                tracing::error!(%error, "stopping: whatever runs here belongs to the other process now");
+                shared.stop_all(Why::Overtaken);
+                shared.gate.drain();
+                return;
+            }
+            Err(error) => {
+                complain(&error, &mut delays, "the worker's heartbeat was not written");
+                // Not slower than usual: the name is lost when the lease is.
+                delays.next_delay();
+            }
+        }
+    }
+}
+
+/// After the gate has closed: lets attempts finish for a while, then hands back what is left.
+async fn drain(shared: &Arc<Shared>) {
+    let said = |error: StoreError| tracing::warn!(%error, "the database does not know that this worker leaves");
+    if !shared.running().is_empty() {
+        shared.store.drain_worker(&shared.session).await.unwrap_or_else(said);
+    }
+    let finished = tokio::select! {
+        finished = tokio::time::timeout(shared.config.drain_limit, shared.slots.all_free()) => finished.is_ok(),
+        () = shared.gate.stopped() => false,
+    };
+    if !finished {
+        shared.stop_all(Why::Draining);
+        // An engine that is stopped makes durable what it has; whoever takes longer is taken by its lease.
+        let _ = tokio::time::timeout(HAND_BACK_LIMIT, shared.slots.all_free()).await;
+    }
+    shared.store.stop_worker(&shared.session).await.unwrap_or_else(said);
+    tracing::info!(worker = shared.config.name, "the worker has stopped");
+}
+
+/// Whether the database may be back later.
+fn is_away(error: &StoreError) -> bool {
+    matches!(error, StoreError::Unavailable(_) | StoreError::Conflict(_))
+}
+
+/// One line when trouble begins, and then only for whoever wants details: a database that is away for an hour must not
+/// fill the disk with lines about it.
+fn complain(error: &StoreError, delays: &mut Delays, what: &'static str) {
+    if delays.failures() == 0 {
+        tracing::warn!(%error, "{what}");
+    } else {
+        tracing::debug!(%error, failures = delays.failures(), "{what}");
+    }
+}
+
+/// Sleeps, unless the gate drains first.
+async fn wait(gate: &Gate, time: Duration) {
+    tokio::select! {
+        () = tokio::time::sleep(time) => {}
+        () = gate.draining() => {}
+    }
+}
+
+/// This machine's wall clock, for records of the spool only; leases go by the database's clock.
+fn wall_clock() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// When a lease clock is read: before the request is sent, so that a lease never seems longer than it is.
+fn clock(store: &Store) -> LeaseClock {
+    store.lease_clock()
+}
+
+/// Between looks at a database that is away.
+const AWAY: Backoff = Backoff { first: Duration::from_millis(200), limit: Duration::from_secs(5) };
+/// For an engine to stop and the row to be given back.
+const HAND_BACK_LIMIT: Duration = Duration::from_secs(25);
