@@ -8,9 +8,17 @@
 //! - [`journal`]: part files and the resume journal. Its module doc is the disk format.
 //! - `engine`: joins the above into `send` and `receive`.
 //! - `reach`: the two ways to a peer, ssh and a running endpoint; keeps links up.
+//! - `secret`, `task`, `telemetry`: leaves that know nothing of the domain: passwords; shutdown, supervision and retries;
+//!   logs, metrics, health.
+//! - `broker`: hints that a queue has work, in-process or through RabbitMQ.
 //! - `endpoint`: what a running `serve` accepts, and for whom.
+//! - [`model`] (pure): the words of the control plane.
+//! - [`store`]: its databases. Its module doc says what is persisted, and why each constraint holds.
+//! - `manager`, `worker`: the daemons: what schedules, and what moves.
 //! - `config`, `cli`: settings and the command line.
 
+#[cfg(feature = "control")]
+pub mod broker;
 #[cfg(feature = "engine")]
 pub mod buf;
 pub mod chunk;
@@ -25,8 +33,22 @@ pub mod endpoint;
 #[cfg(feature = "engine")]
 pub mod engine;
 pub mod journal;
+#[cfg(feature = "control")]
+pub mod manager;
+#[cfg(feature = "control")]
+pub mod model;
 #[cfg(feature = "engine")]
 pub mod net;
 pub mod protocol;
 #[cfg(feature = "engine")]
 pub mod reach;
+#[cfg(feature = "control")]
+pub mod secret;
+#[cfg(feature = "control")]
+pub mod store;
+#[cfg(feature = "engine")]
+pub mod task;
+#[cfg(feature = "engine")]
+pub mod telemetry;
+#[cfg(feature = "control")]
+pub mod worker;

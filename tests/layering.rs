@@ -16,6 +16,10 @@ use std::{
 /// not `journal`'s. A target such as `chunk::RelPath` allows that item only.
 const EDGES: &[(&str, &[&str])] = &[
     ("chunk", &[]),
+    ("secret", &[]),
+    ("task", &[]),
+    ("telemetry", &["secret"]),
+    ("broker", &["secret", "task", "telemetry"]),
     ("protocol", &["chunk"]),
     ("journal::record", &["chunk"]),
     ("buf", &[]),
@@ -28,12 +32,72 @@ const EDGES: &[(&str, &[&str])] = &[
     ("engine", &["chunk", "protocol", "buf", "disk", "net", "journal"]),
     ("endpoint", &["chunk", "protocol", "buf", "disk", "net", "journal", "engine"]),
     ("reach", &["chunk", "protocol", "buf", "disk", "net", "journal", "engine", "endpoint"]),
-    ("config", &["chunk", "protocol", "buf", "disk", "net", "journal", "engine", "endpoint", "reach"]),
-    ("cli", &["chunk", "protocol", "buf", "disk", "net", "journal", "engine", "endpoint", "reach", "config"]),
+    ("model", &["chunk", "config::units"]),
+    ("store", &["chunk", "model"]),
+    ("config::units", &[]),
+    ("manager", &["broker", "store", "task", "telemetry"]),
+    (
+        "worker",
+        &[
+            "chunk",
+            "protocol::Evidence",
+            "disk",
+            "net",
+            "engine",
+            "reach",
+            "model",
+            "store",
+            "broker",
+            "task",
+            "telemetry",
+        ],
+    ),
+    (
+        "config",
+        &[
+            "chunk",
+            "protocol",
+            "buf",
+            "disk",
+            "net",
+            "journal",
+            "engine",
+            "endpoint",
+            "reach",
+            "config::units",
+            "broker",
+            "model",
+            "secret",
+            "telemetry",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "chunk",
+            "protocol",
+            "buf",
+            "disk",
+            "net",
+            "journal",
+            "engine",
+            "endpoint",
+            "reach",
+            "config",
+            "config::units",
+            "model",
+            "store",
+            "broker",
+            "manager",
+            "worker",
+            "task",
+            "telemetry",
+        ],
+    ),
 ];
 
 /// Modules without clock, file, network or thread.
-const PURE: &[&str] = &["chunk", "protocol", "journal::record"];
+const PURE: &[&str] = &["chunk", "protocol", "journal::record", "model", "config::units"];
 
 /// Paths and words that a pure module must not name.
 const IMPURE_PATHS: &[&str] = &[

@@ -4,6 +4,9 @@ use std::{ffi::OsString, path::PathBuf};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
 
+#[cfg(feature = "control")]
+use super::control;
+
 /// Moves files and trees between machines: fast, resumable, verified.
 #[derive(Debug, Parser)]
 #[command(name = "ccat-xfer", version, arg_required_else_help = true)]
@@ -58,9 +61,60 @@ pub(super) enum Command {
     Cert(Cert),
     /// Show it all on this machine: an endpoint, a send, a check.
     Demo(Demo),
+    /// Run a manager: it plans transfers and offers them to workers.
+    #[cfg(feature = "control")]
+    Manager(control::Manager),
+    /// Run a worker: it moves what managers offer.
+    #[cfg(feature = "control")]
+    Worker(control::Worker),
+    /// Run endpoint, manager and worker in one process.
+    #[cfg(feature = "control")]
+    Up(control::Up),
+    /// Make or check the database's schema.
+    #[cfg(feature = "control")]
+    Db(control::Db),
+    /// Apply or show sites, locations, routes and peers.
+    #[cfg(feature = "control")]
+    Topology(control::Topology),
+    /// Register packages and say where they should be.
+    #[cfg(feature = "control")]
+    Submit(control::Submit),
+    /// List transfers, packages, workers or dead letters.
+    #[cfg(feature = "control")]
+    List(control::List),
+    /// Show all about a transfer or a package.
+    #[cfg(feature = "control")]
+    Show(control::Show),
+    /// Say why a transfer is not running.
+    #[cfg(feature = "control")]
+    Explain(control::Explain),
+    /// Try failed transfers again.
+    #[cfg(feature = "control")]
+    Retry(control::Touch),
+    /// Stop transfers.
+    #[cfg(feature = "control")]
+    Cancel(control::Touch),
+    /// Begin nothing new at a location or on a route.
+    #[cfg(feature = "control")]
+    Pause(control::Switch),
+    /// End a pause.
+    #[cfg(feature = "control")]
+    Resume(control::Switch),
     /// Write man pages and shell completions.
     #[command(hide = true)]
     Docs(Docs),
+}
+
+impl Command {
+    /// Whether it runs until it is stopped, with nobody watching.
+    pub(super) fn is_daemon(&self) -> bool {
+        match self {
+            Self::Serve => true,
+            #[cfg(feature = "control")]
+            Self::Manager(_) | Self::Worker(_) | Self::Up(_) => true,
+            _ => false,
+        }
+    }
 }
 
 /// `send` and `recv`.

@@ -2,24 +2,19 @@
 
 use std::{io, process};
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{exit::Exit, human::Screen};
-use crate::engine::FailureClass;
+use crate::{engine::FailureClass, task::Termination};
 
 /// Makes SIGINT and SIGTERM cancel `cancel`. Must be called within a runtime. SIGHUP keeps its meaning, so that nohup
 /// works. The operator is told on `screen`, where there is one.
 pub(super) fn watch(cancel: &CancellationToken, screen: Option<Screen>) -> io::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut termination = Termination::listen()?;
     let cancel = cancel.clone();
     tokio::spawn(async move {
         loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
+            termination.next().await;
             if cancel.is_cancelled() {
                 if let Some(screen) = &screen {
                     screen.clear();

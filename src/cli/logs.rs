@@ -2,22 +2,14 @@
 
 use std::io;
 
-use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+use tracing_subscriber::fmt::MakeWriter;
 
 use super::human::Screen;
+use crate::telemetry::logs::{self, Format, LevelSwitch, LogsError};
 
-/// Starts logging. `filter` is the setting; verbose overrides it with DEBUG of ours, while the libraries below keep to
-/// INFO: quinn and rustls log every packet at DEBUG.
-pub(super) fn start(filter: &str, verbose: bool, screen: &Screen) -> Result<(), String> {
-    let filter = if verbose { "info,ccat_xfer=debug" } else { filter };
-    let filter = EnvFilter::try_new(filter).map_err(|error| format!("'{filter}' is not a log filter: {error}"))?;
-    // A second start (tests in one process) keeps the first subscriber.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false)
-        .with_writer(AboveBar(screen.clone()))
-        .try_init();
-    Ok(())
+/// Starts logging. `filter` is the setting; verbose overrides it with DEBUG.
+pub(super) fn start(filter: &str, verbose: bool, screen: &Screen) -> Result<LevelSwitch, LogsError> {
+    logs::start(filter, verbose, Format::Text, AboveBar(screen.clone()))
 }
 
 #[derive(Debug)]

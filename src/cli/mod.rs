@@ -5,6 +5,8 @@ mod args;
 mod base64;
 mod cert;
 mod clean;
+#[cfg(feature = "control")]
+mod control;
 mod copy;
 mod demo;
 mod docs;
@@ -82,11 +84,12 @@ fn dispatch(cli: Cli, engine: &dyn Engine) -> Exit {
         return Exit::Success;
     }
     // A daemon's log is all that it says; the other commands say what matters by themselves.
-    let daemon = matches!(cli.command, Some(Command::Serve)) && layers.layers.is_default("log");
+    let daemon = cli.command.as_ref().is_some_and(Command::is_daemon) && layers.layers.is_default("log");
     let filter = if daemon { "info" } else { &settings.log };
-    if let Err(text) = logs::start(filter, cli.common.verbose, &screen) {
-        return usage(text);
-    }
+    let levels = match logs::start(filter, cli.common.verbose, &screen) {
+        Ok(levels) => levels,
+        Err(error) => return usage(error.to_string()),
+    };
     for name in &layers.strange {
         tracing::warn!("the environment variable {name} names no setting; see --show-config");
     }
@@ -95,6 +98,13 @@ fn dispatch(cli: Cli, engine: &dyn Engine) -> Exit {
     }
     if cli.stdio {
         return service(&screen, |cancel| engine.stdio(cancel));
+    }
+    #[cfg(not(feature = "control"))]
+    drop(levels);
+    #[cfg(feature = "control")]
+    if let Some(request) = cli.command.as_ref().and_then(control::Request::of) {
+        let context = control::Context { file: layers.file, settings: &settings, screen: &screen, levels: &levels };
+        return told(&screen, control::run(&request, &context));
     }
     match cli.command {
         None => usage("a command is needed; see --help".into()),
@@ -113,6 +123,8 @@ fn dispatch(cli: Cli, engine: &dyn Engine) -> Exit {
         Some(Command::Cert(args)) => told(&screen, cert::cert(&args, &settings, &screen)),
         Some(Command::Demo(args)) => told(&screen, demo::demo(&args, engine, &screen)),
         Some(Command::Docs(args)) => told(&screen, docs::docs(&args)),
+        #[cfg(feature = "control")]
+        Some(_) => fail(&screen, json, &JobError::new(FailureClass::Bug, "a command that nobody runs")),
     }
 }
 

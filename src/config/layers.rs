@@ -98,7 +98,7 @@ impl Layers {
             .parse()
             .map_err(|e: toml::de::Error| ConfigError::Syntax { path: path.to_owned(), reason: e.to_string() })?;
         for (name, value) in table {
-            if name == SERVE_TABLE && value.is_table() {
+            if value.is_table() && is_elsewhere(&name) {
                 continue;
             }
             let origin = Origin::File(path.to_owned());
@@ -140,7 +140,7 @@ impl Layers {
                     };
                     self.values.insert(key.name, (text.to_owned(), origin));
                 }
-                None if name == CONFIG_VARIABLE => {}
+                None if name == CONFIG_VARIABLE || is_variable_elsewhere(name) => {}
                 None => strange.push(name.to_owned()),
             }
         }
@@ -199,6 +199,28 @@ impl Layers {
 pub(super) const CONFIG_VARIABLE: &str = "CCAT_XFER_CONFIG";
 /// What the endpoint reads itself.
 const SERVE_TABLE: &str = "serve";
+
+/// A table that others read.
+#[cfg(feature = "control")]
+fn is_elsewhere(table: &str) -> bool {
+    table == SERVE_TABLE || super::daemon::TABLES.contains(&table)
+}
+
+#[cfg(not(feature = "control"))]
+fn is_elsewhere(table: &str) -> bool {
+    table == SERVE_TABLE
+}
+
+/// A variable that others read.
+#[cfg(feature = "control")]
+fn is_variable_elsewhere(name: &str) -> bool {
+    super::daemon::is_ours(name)
+}
+
+#[cfg(not(feature = "control"))]
+fn is_variable_elsewhere(_: &str) -> bool {
+    false
+}
 const PREFIX: &str = "CCAT_XFER_";
 
 fn find(name: &str) -> Option<&'static Key> {

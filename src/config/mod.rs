@@ -4,7 +4,7 @@
 //! or `CCAT_XFER_CONFIG` names another. An environment variable is `CCAT_XFER_` and the key in capitals; a flag is the
 //! key with `-` for `_`. [`TABLE`] is the one list of keys; `--show-config` prints every value with its origin. No key
 //! holds a secret: keys lie in files of the identity folder. The file's table `[serve]` belongs to the endpoint, which reads
-//! it itself.
+//! it itself; the tables of the control plane are [`Daemon`]'s.
 //!
 //! | key | default | meaning |
 //! |---|---|---|
@@ -25,9 +25,13 @@
 //! | `identity` | the folder of the file | folder of our key, certificate and trusted peers |
 //! | `log` | `warn` | log filter, as `info` or `ccat_xfer=debug` |
 
+#[cfg(feature = "control")]
+mod daemon;
 mod layers;
 mod settings;
 pub mod units;
 
+#[cfg(feature = "control")]
+pub use daemon::{Daemon, Location, Worker};
 pub use layers::{ConfigError, Layers, Origin};
 pub use settings::{Key, Settings, TABLE};

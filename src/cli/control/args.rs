@@ -1,0 +1,206 @@
+//! What was typed for the control plane.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum, ValueHint};
+
+use crate::model::{ErrorClass, PackageId, Status, Work, topology::Place};
+
+/// Which managers to run.
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Manager {
+    /// `transfer` moves packages between sites; `all` is every manager there is.
+    #[arg(value_enum)]
+    pub(super) which: Which,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Which {
+    Transfer,
+    All,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Worker {
+    /// The locations whose queues it serves; each has its folder in the settings file.
+    #[arg(long = "location", value_name = "SITE/NAME", required = true, num_args = 1..)]
+    pub(super) locations: Vec<Place>,
+    /// Its name, unique among all workers (default: worker.name of the settings, else the host's name).
+    #[arg(long)]
+    pub(super) name: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Up {
+    /// Serve no endpoint in this process, even if the settings file has a table `serve`.
+    #[arg(long)]
+    pub(super) no_serve: bool,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Db {
+    #[command(subcommand)]
+    pub(super) command: DbCommand,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub(super) enum DbCommand {
+    /// Make the schema, or bring it to this program's version. Needs the owner's login.
+    Migrate,
+    /// Say whether the schema is this program's.
+    Check,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Topology {
+    #[command(subcommand)]
+    pub(super) command: TopologyCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum TopologyCommand {
+    /// Make the database's sites, locations, routes and peers those of a file. What is missing there becomes inactive.
+    Apply {
+        /// The topology file (TOML).
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        /// Show the difference and change nothing.
+        #[arg(short = 'n', long)]
+        dry_run: bool,
+        /// Print JSON on stdout.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what the database has.
+    Show {
+        /// Print JSON on stdout.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Submit {
+    /// Where the packages lie. This machine's settings name its folder.
+    #[arg(long, value_name = "SITE/NAME")]
+    pub(super) from: Place,
+    /// Where they should be: a location, or a site for its best buffer.
+    #[arg(long, value_name = "SITE[/NAME]", required = true)]
+    pub(super) to: Vec<String>,
+    /// 0 to 9; higher goes first.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(0..=9))]
+    pub(super) priority: u8,
+    /// Print one JSON object per package on stdout.
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Files and folders: below the location's folder, or absolute within it. Each is one package.
+    #[arg(required = true, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub(super) paths: Vec<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct List {
+    /// What to list.
+    #[arg(value_enum, default_value = "transfers")]
+    pub(super) what: Listed,
+    #[command(flatten)]
+    pub(super) filter: Filter,
+    /// Begin behind the row of this number, as the last page said.
+    #[arg(long)]
+    pub(super) after: Option<i64>,
+    /// At most so many rows.
+    #[arg(long, default_value_t = 100)]
+    pub(super) most: u32,
+    /// Print one JSON object per row on stdout.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Listed {
+    Transfers,
+    ArchiveTransfers,
+    Packages,
+    Workers,
+    DeadLetters,
+}
+
+/// Which work is meant; all that is given must hold.
+#[derive(Args, Clone, Debug, Default)]
+pub(super) struct Filter {
+    /// With this status: pending, scheduled, in_progress, completed or failed.
+    #[arg(long, value_name = "STATUS")]
+    pub(super) status: Vec<Status>,
+    /// Whose last error is of this class, as network.
+    #[arg(long, value_name = "CLASS")]
+    pub(super) class: Option<ErrorClass>,
+    /// That moves this package.
+    #[arg(long, value_name = "ID")]
+    pub(super) package: Option<PackageId>,
+}
+
+/// A piece of work, or a package.
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Show {
+    /// t12 is a transfer, a3 an archive transfer, p7 a package.
+    #[arg(value_name = "ID")]
+    pub(super) id: String,
+    /// Print JSON on stdout.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Explain {
+    /// t12 is a transfer, a3 an archive transfer.
+    #[arg(value_name = "ID")]
+    pub(super) work: Work,
+    /// Print JSON on stdout.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// `retry` and `cancel`.
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Touch {
+    /// t12, t13, ...
+    #[arg(value_name = "ID")]
+    pub(super) ids: Vec<Work>,
+    #[command(flatten)]
+    pub(super) filter: Filter,
+    /// All transfers that there are, within the filter.
+    #[arg(long)]
+    pub(super) all: bool,
+    /// Why, for the history.
+    #[arg(long, default_value = "asked for on the command line")]
+    pub(super) reason: String,
+    /// Say what would be done and do nothing.
+    #[arg(short = 'n', long)]
+    pub(super) dry_run: bool,
+    /// Print JSON on stdout.
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// `pause` and `resume`.
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Switch {
+    /// A location.
+    #[arg(long, value_name = "SITE/NAME")]
+    pub(super) location: Vec<String>,
+    /// A route's name.
+    #[arg(long, value_name = "NAME")]
+    pub(super) route: Vec<String>,
+    /// All locations of a site, by its short name.
+    #[arg(long, value_name = "SITE")]
+    pub(super) site: Vec<String>,
+    /// Why, for the history.
+    #[arg(long, default_value = "asked for on the command line")]
+    pub(super) reason: String,
+    /// Say what would be done and do nothing.
+    #[arg(short = 'n', long)]
+    pub(super) dry_run: bool,
+    /// Print JSON on stdout.
+    #[arg(long)]
+    pub(super) json: bool,
+}

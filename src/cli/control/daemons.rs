@@ -1,0 +1,210 @@
+//! `manager`, `worker` and `up`: the daemons.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+
+use super::{Context, Daemon, FailureClass, JobError, args, open_patiently, serve, store_error};
+use crate::{
+    broker::{Broker, MemoryBroker, RabbitBroker},
+    cli::{exit::Exit, need_identity},
+    config::Settings,
+    endpoint::{self, keyring::Keyring},
+    engine::{Options, host_name},
+    manager,
+    model::{QueueName, topology::Place},
+    net::Identity,
+    store::{Backend, Store, StoreError},
+    task::Gate,
+    telemetry::{health::Health, http, metrics::Metrics},
+    worker::{self, WorkerError},
+};
+
+pub(super) fn manager(args: &args::Manager, daemon: &Daemon, context: &Context<'_>) -> Result<Exit, JobError> {
+    let config = manager_config(daemon);
+    tracing::debug!(which = ?args.which, "managers");
+    serve(context, async |gate| {
+        let health = watched(daemon, &gate).await?;
+        let Some(store) = open_patiently(daemon, &gate).await? else { return Ok(()) };
+        let broker = broker(daemon, &store);
+        manager::run(config, store.clone(), broker.clone(), &health, &gate).await;
+        leave(&store, broker).await;
+        Ok(())
+    })
+}
+
+pub(super) fn worker(args: &args::Worker, daemon: &Daemon, context: &Context<'_>) -> Result<Exit, JobError> {
+    let identity = identity(context.settings)?;
+    let config = worker_config(args.name.as_deref(), &args.locations, daemon, context.settings)?;
+    serve(context, async |gate| {
+        let health = watched(daemon, &gate).await?;
+        let Some(store) = open_patiently(daemon, &gate).await? else { return Ok(()) };
+        let broker = broker(daemon, &store);
+        let ended = worker::run(config, identity, store.clone(), broker.clone(), &health, &gate).await;
+        leave(&store, broker).await;
+        ended.map_err(|error| worker_error(&error))
+    })
+}
+
+/// Endpoint, manager and a worker for all locations of the settings, in one process.
+pub(super) fn up(args: &args::Up, daemon: &Daemon, context: &Context<'_>) -> Result<Exit, JobError> {
+    let identity = identity(context.settings)?;
+    let locations = daemon
+        .locations
+        .keys()
+        .map(|name| name.parse::<Place>().map_err(|e| JobError::new(FailureClass::Usage, e.to_string())))
+        .collect::<Result<Vec<_>, _>>()?;
+    if locations.is_empty() {
+        return Err(JobError::new(
+            FailureClass::Usage,
+            "no location has a folder here; name one in the settings: [locations.\"SITE/NAME\"] root = \"/...\"",
+        ));
+    }
+    let config = worker_config(None, &locations, daemon, context.settings)?;
+    let endpoint = match &context.file {
+        Some(file) if !args.no_serve && has_serve(file) => Some(unconfined(file)?),
+        _ => None,
+    };
+    serve(context, async |gate| {
+        let health = watched(daemon, &gate).await?;
+        let Some(store) = open_patiently(daemon, &gate).await? else { return Ok(()) };
+        let broker: Arc<dyn Broker> = match &daemon.broker {
+            Some(config) => Arc::new(RabbitBroker::new(config.clone())),
+            None => Arc::new(MemoryBroker::new()),
+        };
+        let serving = endpoint.map(|settings| {
+            let (stop, folder) = (gate.drain_token(), context.settings.identity.clone());
+            tokio::spawn(async move { serve_here(settings, folder, stop).await })
+        });
+        let managing = manager::run(manager_config(daemon), store.clone(), Some(Arc::clone(&broker)), &health, &gate);
+        let working = async {
+            let ended = worker::run(config, identity, store.clone(), Some(Arc::clone(&broker)), &health, &gate).await;
+            // One process is one thing: when a part of it cannot go on, all of it ends and says so.
+            gate.drain();
+            ended
+        };
+        let ((), ended) = tokio::join!(managing, working);
+        leave(&store, Some(broker)).await;
+        if let Some(serving) = serving {
+            serving.await.map_err(|_| JobError::new(FailureClass::Bug, "the endpoint ended badly"))??;
+        }
+        ended.map_err(|error| worker_error(&error))
+    })
+}
+
+async fn serve_here(
+    settings: endpoint::Settings,
+    folder: PathBuf,
+    stop: tokio_util::sync::CancellationToken,
+) -> Result<(), JobError> {
+    let keyring = Keyring::new(settings.identity.clone().unwrap_or(folder));
+    let wrong = |e: endpoint::keyring::KeyringError| JobError::new(FailureClass::Identity, e.to_string());
+    let (identity, policy) = (keyring.identity().map_err(wrong)?, keyring.policy().map_err(wrong)?);
+    let endpoint = endpoint::Endpoint::bind(settings, identity, policy).await?;
+    tracing::info!(port = endpoint.port(), "serving QUIC and TCP");
+    endpoint.serve(stop).await;
+    Ok(())
+}
+
+/// In one process with a worker the endpoint cannot be confined to its locations: the worker has others.
+fn unconfined(file: &std::path::Path) -> Result<endpoint::Settings, JobError> {
+    endpoint::Settings::load(file).map_err(|e| JobError::new(FailureClass::Usage, e.to_string()))
+}
+
+fn has_serve(file: &std::path::Path) -> bool {
+    let table = std::fs::read_to_string(file).ok().and_then(|text| text.parse::<toml::Table>().ok());
+    table.is_some_and(|table| table.contains_key("serve"))
+}
+
+fn identity(settings: &Settings) -> Result<Identity, JobError> {
+    Keyring::new(need_identity(settings)?).identity().map_err(|e| JobError::new(FailureClass::Identity, e.to_string()))
+}
+
+fn manager_config(daemon: &Daemon) -> manager::Config {
+    let name = daemon.manager.clone().unwrap_or_else(|| format!("manager@{}", host_name()));
+    manager::Config { name, ..manager::Config::default() }
+}
+
+fn worker_config(
+    name: Option<&str>,
+    locations: &[Place],
+    daemon: &Daemon,
+    settings: &Settings,
+) -> Result<worker::Config, JobError> {
+    let usage = |text: String| JobError::new(FailureClass::Usage, text);
+    let mut places = BTreeMap::new();
+    for place in locations {
+        let written = place.to_string();
+        let found = daemon.locations.get(&written).ok_or_else(|| {
+            usage(format!(
+                "location {written} has no folder here; name it in the settings: [locations.\"{written}\"] root = \"/...\""
+            ))
+        })?;
+        let here = worker::Place { root: found.root.clone(), slots: found.slots };
+        places.insert(QueueName::stem_of(&place.site, &place.location), here);
+    }
+    let own = &daemon.worker;
+    let name = name.map(str::to_owned).or_else(|| own.name.clone()).unwrap_or_else(host_name);
+    let spool = own
+        .spool
+        .clone()
+        .ok_or_else(|| usage("no folder for outcomes is known, because HOME is not set; set worker.spool".into()))?;
+    // A spool belongs to one worker: two of one machine that share settings do not share it.
+    let spool = if own.name.as_deref() == Some(name.as_str()) { spool } else { spool.join(name.replace('/', "_")) };
+    Ok(worker::Config {
+        name,
+        host: host_name(),
+        slots: own.slots,
+        lease: own.lease,
+        renew_every: (own.lease / 3).min(RENEW_EVERY),
+        poll: own.poll,
+        drain_limit: own.drain,
+        spool,
+        places,
+        options: Options { reconnect_timeout: own.reconnect_timeout, ..settings.options() },
+    })
+}
+
+/// Without a broker in the settings there is none: a broker within one process reaches no other.
+fn broker(daemon: &Daemon, store: &Store) -> Option<Arc<dyn Broker>> {
+    if let Some(config) = &daemon.broker {
+        return Some(Arc::new(RabbitBroker::new(config.clone())));
+    }
+    if store.backend() == Backend::Sqlite {
+        tracing::warn!(
+            "separate daemons on one SQLite file find work by looking, every 2 s; `up` runs them in one process"
+        );
+    }
+    None
+}
+
+/// Starts the health endpoint, if the settings want one.
+async fn watched(daemon: &Daemon, gate: &Gate) -> Result<Health, JobError> {
+    let health = Health::new();
+    if let Some(config) = &daemon.health {
+        let server = http::Server::bind(config, health.clone(), Metrics::new())
+            .await
+            .map_err(|e| JobError::new(FailureClass::Usage, e.to_string()))?;
+        tracing::info!(address = %server.address(), "health and metrics");
+        tokio::spawn(server.serve(gate.stop_token()));
+    }
+    Ok(health)
+}
+
+async fn leave(store: &Store, broker: Option<Arc<dyn Broker>>) {
+    if let Some(broker) = broker {
+        broker.close().await;
+    }
+    store.close().await;
+}
+
+fn worker_error(error: &WorkerError) -> JobError {
+    match error {
+        WorkerError::Store(error @ StoreError::WorkerAlive { .. }) => {
+            JobError::new(FailureClass::Usage, error.to_string())
+        }
+        WorkerError::Store(error) => store_error(error),
+        WorkerError::Spool(error) => JobError::new(FailureClass::Destination, error.to_string()),
+    }
+}
+
+/// Renewals need not come oftener, however long the lease is.
+const RENEW_EVERY: std::time::Duration = std::time::Duration::from_secs(3);

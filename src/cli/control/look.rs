@@ -1,0 +1,215 @@
+//! `list`, `show` and `explain`.
+
+use std::fmt::Write as _;
+
+use super::{Daemon, FailureClass, JobError, Screen, args, args::Listed, open, print_json, store_error, table};
+use crate::{
+    cli::exit::Exit,
+    config::units::show_size,
+    model::{PackageId, Work},
+    store::{PackageFilter, Page, Store, WorkFilter, WorkKind, WorkRow},
+};
+
+pub(super) async fn list(args: &args::List, daemon: &Daemon, screen: &Screen) -> Result<Exit, JobError> {
+    let store = open(daemon).await?;
+    let wrong = |e| store_error(&e);
+    let (after, most) = (args.after, args.most);
+    match args.what {
+        Listed::Transfers | Listed::ArchiveTransfers => {
+            let kind = if args.what == Listed::Transfers { WorkKind::Transfer } else { WorkKind::Archive };
+            let filter = filter(kind, &args.filter, &[]);
+            let page = store.work_page(&filter, after, most).await.map_err(wrong)?;
+            show_page(screen, args.json, &page, WORK_HEAD, work_cells)?;
+        }
+        Listed::Packages => {
+            let page = store.package_page(&PackageFilter::default(), after, most).await.map_err(wrong)?;
+            let head = &["ID", "STATE", "ORIGIN", "SIZE", "FILES", "NAME"];
+            show_page(screen, args.json, &page, head, |p| {
+                vec![
+                    p.id.to_string(),
+                    p.state.to_string(),
+                    p.origin.clone(),
+                    show_size(p.size_bytes),
+                    p.file_count.to_string(),
+                    p.name.clone(),
+                ]
+            })?;
+        }
+        Listed::Workers => {
+            let rows = store.workers(&store.lease_clock()).await.map_err(wrong)?;
+            let head = &["NAME", "STATE", "ALIVE", "HOST", "PROCESS", "SLOTS", "RUNS", "HEARD OF", "QUEUES"];
+            show_page(screen, args.json, &Page { rows, next: None }, head, |w| {
+                let (runs, queues): (Vec<_>, Vec<_>) = (
+                    w.running.iter().map(|span| span.work.to_string()).collect(),
+                    w.queues.iter().map(ToString::to_string).collect(),
+                );
+                vec![
+                    w.name.clone(),
+                    w.state.to_string(),
+                    if w.alive { "yes" } else { "no" }.to_owned(),
+                    w.host.clone(),
+                    w.process_id.to_string(),
+                    w.slots.to_string(),
+                    if runs.is_empty() { "-".to_owned() } else { runs.join(",") },
+                    w.heartbeat_at.to_string(),
+                    queues.join(","),
+                ]
+            })?;
+        }
+        Listed::DeadLetters => {
+            let rows = store.dead_letters(after.unwrap_or(0), most, false).await.map_err(wrong)?;
+            show_page(screen, args.json, &Page { rows, next: None }, &["ID", "QUEUE", "AT", "REASON"], |d| {
+                vec![d.id.to_string(), d.queue.clone(), d.at.to_string(), d.reason.clone()]
+            })?;
+        }
+    }
+    store.close().await;
+    Ok(Exit::Success)
+}
+
+/// Which work a command means.
+pub(super) fn filter(kind: WorkKind, typed: &args::Filter, ids: &[Work]) -> WorkFilter {
+    WorkFilter {
+        kind,
+        ids: ids.iter().map(|work| work.number()).collect(),
+        statuses: typed.status.clone(),
+        error_class: typed.class,
+        package: typed.package,
+        ..WorkFilter::default()
+    }
+}
+
+fn show_page<T: serde::Serialize>(
+    screen: &Screen,
+    json: bool,
+    page: &Page<T>,
+    head: &[&str],
+    cells: impl Fn(&T) -> Vec<String>,
+) -> Result<(), JobError> {
+    if json {
+        for row in &page.rows {
+            print_json(screen, row)?;
+        }
+        return Ok(());
+    }
+    let rows: Vec<_> = page.rows.iter().map(cells).collect();
+    screen.print(&table(head, &rows));
+    if let Some(next) = page.next {
+        screen.print(&format!("there are more: --after {next}\n"));
+    }
+    Ok(())
+}
+
+const WORK_HEAD: &[&str] = &["ID", "STATUS", "FROM", "TO", "DONE", "OF", "TRIES", "WORKER", "ERROR"];
+
+fn work_cells(row: &WorkRow) -> Vec<String> {
+    let dash = || "-".to_owned();
+    vec![
+        row.work.to_string(),
+        row.status.to_string(),
+        row.origin.clone(),
+        row.destination.clone(),
+        show_size(row.bytes_done),
+        show_size(row.bytes_total),
+        row.attempt.to_string(),
+        row.owner.clone().unwrap_or_else(dash),
+        row.error_class.map_or_else(dash, |class| class.to_string()),
+    ]
+}
+
+pub(super) async fn show(args: &args::Show, daemon: &Daemon, screen: &Screen) -> Result<Exit, JobError> {
+    let usage = |e: crate::model::IdParseError| JobError::new(FailureClass::Usage, e.to_string());
+    let store = open(daemon).await?;
+    if args.id.starts_with('p') {
+        let id: PackageId = args.id.parse().map_err(usage)?;
+        let detail = store.package_detail(id).await.map_err(|e| store_error(&e))?;
+        if args.json {
+            print_json(screen, &detail)?;
+        } else {
+            let p = &detail.row;
+            let mut text = format!(
+                "{} {} ({}, {}, {} files) of {}: {}\n",
+                p.id,
+                p.name,
+                p.kind,
+                show_size(p.size_bytes),
+                p.file_count,
+                p.origin,
+                p.state
+            );
+            for digest in &detail.digests {
+                let _ = writeln!(text, "  digest {digest}");
+            }
+            for r in &detail.requests {
+                let to = r.destination.as_deref().unwrap_or("any archive site");
+                let transfers: Vec<_> = r.transfers.iter().map(ToString::to_string).collect();
+                let why = r.obstacle.as_ref().map(|o| format!(" ({o})")).unwrap_or_default();
+                let _ = writeln!(text, "  wanted at {to} by {}: {}{why}", r.requested_by, transfers.join(", "));
+            }
+            for r in &detail.records {
+                let _ = writeln!(text, "{}", record(r));
+            }
+            screen.print(&text);
+        }
+    } else {
+        let work: Work = args.id.parse().map_err(usage)?;
+        let detail = store.work_detail(work).await.map_err(|e| store_error(&e))?;
+        if args.json {
+            print_json(screen, &detail)?;
+        } else {
+            let mut text = table(WORK_HEAD, &[work_cells(&detail.row)]);
+            if let Some(error) = &detail.row.error_text {
+                let _ = writeln!(text, "last error: {error}");
+            }
+            for p in &detail.packages {
+                let _ = writeln!(text, "  {} {} ({})", p.id, p.name, show_size(p.size_bytes));
+            }
+            for a in &detail.attempts {
+                let _ = writeln!(text, "  attempt {} (fence {}) by {}: {}", a.number, a.fence, a.worker, a.outcome);
+                for line in a.log.lines() {
+                    let _ = writeln!(text, "    {line}");
+                }
+            }
+            for e in &detail.events {
+                let from = e.from_state.as_deref().unwrap_or("");
+                let _ = writeln!(text, "  {} {from} -> {} by {}: {}", e.at, e.to_state, e.actor, e.reason);
+            }
+            for r in &detail.records {
+                let _ = writeln!(text, "{}", record(r));
+            }
+            screen.print(&text);
+        }
+    }
+    store.close().await;
+    Ok(Exit::Success)
+}
+
+fn record(r: &crate::store::RecordRow) -> String {
+    let word = if r.is_equal { "equal" } else { "NOT EQUAL" };
+    format!("  {} {} at {} ({}, {}) on {}: {}", r.recorded_at, r.package, r.location, r.method, word, r.host, r.found)
+}
+
+pub(super) async fn explain(args: &args::Explain, daemon: &Daemon, screen: &Screen) -> Result<Exit, JobError> {
+    let store: Store = open(daemon).await?;
+    let explained = store.explain(args.work).await.map_err(|e| store_error(&e))?;
+    if args.json {
+        print_json(screen, &explained)?;
+    } else {
+        let mut text = format!("{} is {} since {}\n", explained.work, explained.status, explained.since);
+        for dated in &explained.reasons {
+            let since = dated.since.map(|t| format!(", since {t}")).unwrap_or_default();
+            let until = dated.until.map(|t| format!(", until {t}")).unwrap_or_default();
+            let _ = writeln!(text, "- {}{since}{until}", dated.text);
+        }
+        if let Some(error) = &explained.last_error {
+            let _ = writeln!(text, "last error ({}, {}): {}", error.class, error.at, error.text);
+        }
+        if let Some(at) = explained.next_attempt_at {
+            let _ = writeln!(text, "next attempt: {at}");
+        }
+        let _ = writeln!(text, "attempts so far: {}", explained.attempts);
+        screen.print(&text);
+    }
+    store.close().await;
+    Ok(Exit::Success)
+}

@@ -1,0 +1,432 @@
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+use super::{ConfigError, Origin, units};
+use crate::{
+    broker::{Address, Credentials, RabbitConfig, Times},
+    secret::Secret,
+    telemetry::http,
+};
+
+/// What the control plane's commands read: the tables `[database]`, `[broker]`, `[manager]`, `[worker]`,
+/// `[locations."SITE/NAME"]` and `[health]` of the settings file.
+///
+/// | key | default | meaning |
+/// |---|---|---|
+/// | `database.url` | `sqlite:` and `control.db` of the state folder | `sqlite:PATH` or `postgres://USER@HOST/DATABASE` |
+/// | `database.password_file` | none | file with the password, readable by its owner only |
+/// | `broker.url` | none | `amqps://HOST[:PORT][/VHOST]`; without one workers find work by looking, every `worker.poll` |
+/// | `broker.credentials_file` | none | file with `USER:PASSWORD`, readable by its owner only |
+/// | `broker.ca_file` | those of the machine | authorities that may vouch for the broker |
+/// | `manager.name` | `manager@HOST` | the manager's name in the history |
+/// | `worker.name` | `HOST` | unique among all workers |
+/// | `worker.slots` | `4` | attempts at once |
+/// | `worker.lease` | `10s` | for how long a claim is believed; 120s behind a WAN |
+/// | `worker.poll` | `2s` | between looks for work that no hint told of |
+/// | `worker.drain` | `60s` | how long attempts may go on after SIGTERM |
+/// | `worker.reconnect_timeout` | `60s` | how long an attempt waits for a lost peer |
+/// | `worker.spool` | `spool/NAME` of the state folder | outcomes that the database did not take yet |
+/// | `health.listen` | none | address and port of `/health` and `/metrics`, as `127.0.0.1:9187` |
+/// | `health.token_file` | none | file with the token that each request bears; needed unless `listen` is loopback |
+/// | `locations."SITE/NAME".root` | | the folder of that location on this machine |
+/// | `locations."SITE/NAME".slots` | `worker.slots` | attempts of its queue at once |
+///
+/// An environment variable is `CCAT_XFER_`, the table, `_` and the key in capitals, as `CCAT_XFER_DATABASE_URL`; those of
+/// `locations` stand in the file alone. `CCAT_XFER_DATABASE_PASSWORD` and `CCAT_XFER_BROKER_CREDENTIALS` hold the secrets
+/// themselves. No secret is read from an argument or an address.
+#[derive(Clone, Debug)]
+pub struct Daemon {
+    /// The database's address, with the password in it where there is one. Never to be shown.
+    database: Secret,
+    /// The same without.
+    database_shown: String,
+    /// Where hints go, if anywhere.
+    pub broker: Option<RabbitConfig>,
+    /// The manager's name.
+    pub manager: Option<String>,
+    /// The worker.
+    pub worker: Worker,
+    /// Folders, by `SITE/NAME`.
+    pub locations: BTreeMap<String, Location>,
+    /// The health endpoint, if there is one.
+    pub health: Option<http::Config>,
+}
+
+/// The table `[worker]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Worker {
+    /// Its name.
+    pub name: Option<String>,
+    /// Attempts at once.
+    pub slots: u32,
+    /// For how long a claim is believed.
+    pub lease: Duration,
+    /// Between looks for work.
+    pub poll: Duration,
+    /// How long attempts may go on after SIGTERM.
+    pub drain: Duration,
+    /// How long an attempt waits for a lost peer.
+    pub reconnect_timeout: Duration,
+    /// Folder of outcomes that could not be written.
+    pub spool: Option<PathBuf>,
+}
+
+/// What a location's name means on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Location {
+    /// Its folder.
+    pub root: PathBuf,
+    /// Attempts of its queue at once.
+    pub slots: Option<u32>,
+}
+
+#[derive(Default, Deserialize)]
+struct File {
+    #[serde(default)]
+    database: DatabaseTable,
+    #[serde(default)]
+    broker: BrokerTable,
+    #[serde(default)]
+    manager: ManagerTable,
+    #[serde(default)]
+    worker: WorkerTable,
+    #[serde(default)]
+    health: HealthTable,
+    #[serde(default)]
+    locations: BTreeMap<String, Location>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DatabaseTable {
+    url: Option<String>,
+    password_file: Option<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BrokerTable {
+    url: Option<String>,
+    credentials_file: Option<PathBuf>,
+    ca_file: Option<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ManagerTable {
+    name: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WorkerTable {
+    name: Option<String>,
+    slots: Option<toml::Value>,
+    lease: Option<String>,
+    poll: Option<String>,
+    drain: Option<String>,
+    reconnect_timeout: Option<String>,
+    spool: Option<PathBuf>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HealthTable {
+    listen: Option<SocketAddr>,
+    token_file: Option<PathBuf>,
+}
+
+/// The tables that are read here and not by [`super::Layers`].
+pub(super) const TABLES: &[&str] = &["database", "broker", "manager", "worker", "health", "locations"];
+
+const KEYS: &[(&str, &str)] = &[
+    ("database", "url"),
+    ("database", "password_file"),
+    ("broker", "url"),
+    ("broker", "credentials_file"),
+    ("broker", "ca_file"),
+    ("manager", "name"),
+    ("worker", "name"),
+    ("worker", "slots"),
+    ("worker", "lease"),
+    ("worker", "poll"),
+    ("worker", "drain"),
+    ("worker", "reconnect_timeout"),
+    ("worker", "spool"),
+    ("health", "listen"),
+    ("health", "token_file"),
+];
+
+const PASSWORD: &str = "CCAT_XFER_DATABASE_PASSWORD";
+const CREDENTIALS: &str = "CCAT_XFER_BROKER_CREDENTIALS";
+
+/// Whether an environment variable is read here.
+pub(super) fn is_ours(name: &str) -> bool {
+    name == PASSWORD || name == CREDENTIALS || KEYS.iter().any(|(table, key)| variable(table, key) == name)
+}
+
+fn variable(table: &str, key: &str) -> String {
+    format!("CCAT_XFER_{}_{}", table.to_ascii_uppercase(), key.to_ascii_uppercase())
+}
+
+impl Daemon {
+    /// Reads a settings file (one that does not exist is empty) and the environment. `state` is the folder for what is
+    /// not configured.
+    ///
+    /// # Errors
+    /// What is wrong, and where it stands.
+    pub fn load(
+        file: Option<&Path>,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+        state: Option<&Path>,
+    ) -> Result<Self, ConfigError> {
+        let mut table = toml::Table::new();
+        if let Some(path) = file {
+            match fs::read_to_string(path) {
+                Ok(text) => {
+                    table = text.parse().map_err(|e: toml::de::Error| ConfigError::Syntax {
+                        path: path.to_owned(),
+                        reason: e.to_string(),
+                    })?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    return Err(ConfigError::Unreadable { path: path.to_owned(), reason: error.to_string() });
+                }
+            }
+        }
+        table.retain(|name, _| TABLES.contains(&name));
+        let (mut password, mut credentials) = (None, None);
+        for (name, value) in variables {
+            let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else { continue };
+            if name == PASSWORD {
+                password = Some(Secret::new(value));
+            } else if name == CREDENTIALS {
+                credentials = Some(Secret::new(value));
+            } else if let Some((section, key)) = KEYS.iter().find(|(t, k)| variable(t, k) == name) {
+                let section = table.entry(*section).or_insert_with(|| toml::Table::new().into());
+                if let Some(section) = section.as_table_mut() {
+                    section.insert((*key).to_owned(), toml::Value::String(value.to_owned()));
+                }
+            }
+        }
+        let origin = file.map_or(Origin::Default, |path| Origin::File(path.to_owned()));
+        let wrong = |key: &'static str, reason: String| ConfigError::Value { key, reason, origin: origin.clone() };
+        let read: File =
+            table.try_into().map_err(|e: toml::de::Error| wrong("control plane", e.message().to_owned()))?;
+        let (database, database_shown) = database(&read.database, password, state, &wrong)?;
+        Ok(Self {
+            database,
+            database_shown,
+            broker: broker(read.broker, credentials, &wrong)?,
+            manager: read.manager.name,
+            worker: worker(read.worker, state, &wrong)?,
+            locations: locations(read.locations, &wrong)?,
+            health: read.health.listen.map(|listen| http::Config { listen, token_file: read.health.token_file }),
+        })
+    }
+
+    /// The database's address, for whoever connects; it may hold a password.
+    pub fn database(&self) -> &str {
+        self.database.expose()
+    }
+
+    /// The database's address, for people.
+    pub fn database_shown(&self) -> &str {
+        &self.database_shown
+    }
+}
+
+type Wrong<'a> = dyn Fn(&'static str, String) -> ConfigError + 'a;
+
+fn database(
+    table: &DatabaseTable,
+    password: Option<Secret>,
+    state: Option<&Path>,
+    wrong: &Wrong<'_>,
+) -> Result<(Secret, String), ConfigError> {
+    let url = match (&table.url, state) {
+        (Some(url), _) => url.clone(),
+        (None, Some(state)) => format!("sqlite:{}", state.join("control.db").display()),
+        (None, None) => {
+            return Err(wrong("database.url", "no database is named and HOME is not set; write sqlite:PATH".into()));
+        }
+    };
+    let authority = url.split_once("://").map_or("", |(_, rest)| rest.split(['/', '?']).next().unwrap_or(""));
+    if authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':')) {
+        return Err(wrong(
+            "database.url",
+            format!("the address holds a password; put it into a file (database.password_file) or into {PASSWORD}"),
+        ));
+    }
+    let password = match (&table.password_file, password) {
+        (_, Some(password)) => Some(password),
+        (Some(file), None) => {
+            Some(Secret::from_file(file).map_err(|e| wrong("database.password_file", e.to_string()))?)
+        }
+        (None, None) => None,
+    };
+    let whole = match password {
+        None => url.clone(),
+        Some(password) => {
+            let (scheme, rest) = url.split_once("://").ok_or_else(|| {
+                wrong("database.password_file", "only postgres://USER@HOST/DATABASE takes a password".into())
+            })?;
+            let (user, rest) = rest.split_once('@').ok_or_else(|| {
+                wrong("database.url", "a password needs a user: postgres://USER@HOST/DATABASE".into())
+            })?;
+            format!("{scheme}://{user}:{}@{rest}", percent(password.expose()))
+        }
+    };
+    Ok((Secret::new(whole), url))
+}
+
+/// As it stands in an address: everything but letters and digits is written by its bytes.
+fn percent(text: &str) -> String {
+    text.bytes()
+        .map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") })
+        .collect()
+}
+
+fn broker(
+    table: BrokerTable,
+    credentials: Option<Secret>,
+    wrong: &Wrong<'_>,
+) -> Result<Option<RabbitConfig>, ConfigError> {
+    let Some(url) = table.url else { return Ok(None) };
+    let address: Address = url.parse().map_err(|e: crate::broker::AddressError| wrong("broker.url", e.to_string()))?;
+    let credentials = match (table.credentials_file, credentials) {
+        (_, Some(secret)) => Credentials::parse(&secret),
+        (Some(file), None) => Credentials::from_file(&file),
+        (None, None) => {
+            return Err(wrong(
+                "broker.credentials_file",
+                format!("a broker needs USER:PASSWORD in a file (broker.credentials_file) or in {CREDENTIALS}"),
+            ));
+        }
+    }
+    .map_err(|e| wrong("broker.credentials_file", e.to_string()))?;
+    Ok(Some(RabbitConfig { address, credentials, ca_file: table.ca_file, times: Times::default() }))
+}
+
+fn worker(table: WorkerTable, state: Option<&Path>, wrong: &Wrong<'_>) -> Result<Worker, ConfigError> {
+    let time = |key: &'static str, text: Option<String>, default: u64, bounds: std::ops::RangeInclusive<u64>| {
+        let Some(text) = text else { return Ok(Duration::from_secs(default)) };
+        let time = units::duration(&text).map_err(|e| wrong(key, e.to_string()))?;
+        let range = Duration::from_secs(*bounds.start())..=Duration::from_secs(*bounds.end());
+        if range.contains(&time) {
+            return Ok(time);
+        }
+        Err(wrong(key, format!("'{text}' is not between {} s and {} s", bounds.start(), bounds.end())))
+    };
+    let slots = match table.slots {
+        None => 4,
+        Some(value) => {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let slots = text.parse().ok().filter(|&n| (1..=MOST_SLOTS).contains(&n));
+            slots.ok_or_else(|| wrong("worker.slots", format!("'{text}' is not a number from 1 to {MOST_SLOTS}")))?
+        }
+    };
+    Ok(Worker {
+        slots,
+        lease: time("worker.lease", table.lease, 10, 1..=3600)?,
+        poll: time("worker.poll", table.poll, 2, 0..=3600)?.max(Duration::from_millis(20)),
+        drain: time("worker.drain", table.drain, 60, 0..=86_400)?,
+        reconnect_timeout: time("worker.reconnect_timeout", table.reconnect_timeout, 60, 1..=86_400)?,
+        spool: table.spool.or_else(|| {
+            let name = table.name.as_deref().unwrap_or("default");
+            Some(state?.join("spool").join(name.replace(['/', '\0'], "_")))
+        }),
+        name: table.name,
+    })
+}
+
+fn locations(table: BTreeMap<String, Location>, wrong: &Wrong<'_>) -> Result<BTreeMap<String, Location>, ConfigError> {
+    for (name, location) in &table {
+        if let Err(error) = name.parse::<crate::model::topology::Place>() {
+            return Err(wrong("locations", error.to_string()));
+        }
+        if !location.root.is_absolute() {
+            return Err(wrong("locations", format!("the root of \"{name}\" must be an absolute path")));
+        }
+        if location.slots == Some(0) {
+            return Err(wrong("locations", format!("the slots of \"{name}\" are at least 1")));
+        }
+    }
+    Ok(table)
+}
+
+/// More attempts at once than any machine has use for.
+const MOST_SLOTS: u32 = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, variables: &[(&str, &str)]) -> Result<Daemon, String> {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("x.toml");
+        fs::write(&file, text).unwrap();
+        let variables = variables.iter().map(|(k, v)| (OsString::from(k), OsString::from(v)));
+        Daemon::load(Some(&file), variables, Some(Path::new("/state"))).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn without_a_word_it_is_sqlite_and_no_broker() {
+        let daemon = load("", &[]).unwrap();
+        assert_eq!(daemon.database(), "sqlite:/state/control.db");
+        assert!(daemon.broker.is_none() && daemon.health.is_none() && daemon.locations.is_empty());
+        assert_eq!((daemon.worker.slots, daemon.worker.lease), (4, Duration::from_secs(10)));
+        assert_eq!(daemon.worker.spool.as_deref(), Some(Path::new("/state/spool/default")));
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let text = "[database]\nurl = \"sqlite:/a\"\n[worker]\nslots = 2\nlease = \"30s\"\n\
+                    [locations.\"ccat/raw\"]\nroot = \"/data\"\n[serve]\nport = 1\n";
+        let daemon = load(text, &[("CCAT_XFER_DATABASE_URL", "sqlite:/b"), ("CCAT_XFER_WORKER_SLOTS", "7")]).unwrap();
+        assert_eq!((daemon.database(), daemon.worker.slots), ("sqlite:/b", 7));
+        assert_eq!(daemon.worker.lease, Duration::from_secs(30));
+        assert_eq!(daemon.locations["ccat/raw"].root, Path::new("/data"));
+    }
+
+    #[test]
+    fn secrets_come_from_the_environment_or_a_file_and_are_not_shown() {
+        let text = "[database]\nurl = \"postgres://u@h/d\"\n[broker]\nurl = \"amqps://h\"\n";
+        let variables = [(PASSWORD, "p:w/%"), (CREDENTIALS, "user:secret")];
+        let daemon = load(text, &variables).unwrap();
+        assert_eq!(daemon.database(), "postgres://u:p%3Aw%2F%25@h/d");
+        assert_eq!(daemon.database_shown(), "postgres://u@h/d");
+        let shown = format!("{daemon:?}");
+        assert!(!shown.contains("p%3A") && !shown.contains("secret"), "{shown}");
+        assert!(load("[database]\nurl = \"postgres://u:p@h/d\"", &[]).unwrap_err().contains("holds a password"));
+        assert!(load("[broker]\nurl = \"amqps://h\"", &[]).unwrap_err().contains("USER:PASSWORD"));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_its_key() {
+        for (text, says) in [
+            ("[worker]\nslots = 0", "worker.slots"),
+            ("[worker]\nlease = \"soon\"", "worker.lease"),
+            ("[worker]\nlease = \"2h\"", "worker.lease"),
+            ("[worker]\nslot = 1", "slot"),
+            ("[locations.ccat]\nroot = \"/x\"", "SITE/LOCATION"),
+            ("[locations.\"a/b\"]\nroot = \"x\"", "absolute"),
+            ("[locations.\"a/b\"]\nroot = \"/x\"\nslots = 0", "at least 1"),
+            ("[health]\nlisten = \"here\"", "socket address"),
+        ] {
+            let error = load(text, &[]).unwrap_err();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+        assert!(is_ours("CCAT_XFER_DATABASE_URL") && !is_ours("CCAT_XFER_DATABASE"));
+    }
+}
