@@ -1,5 +1,5 @@
 //! What the black-box tests share: a scene with a folder and processes of its own, the commands under test with a time
-//! limit, trees and their comparison, a private sshd, an endpoint, network namespaces.
+//! limit, trees and their comparison, a private sshd, a private PostgreSQL, an endpoint, network namespaces.
 //!
 //! Everything a test starts carries the scene's mark in its environment, so that what is left over is found and ended
 //! even when it moved to another process group, and nothing of anybody else is touched.
@@ -10,6 +10,8 @@ mod command;
 mod compare;
 mod events;
 mod netns;
+mod postgres;
+mod rabbitmq;
 mod scale;
 mod scene;
 mod serve;
@@ -21,6 +23,8 @@ pub(crate) use command::{Finished, Running, spawn};
 pub(crate) use compare::{assert_same_tree, b3sum_of, check_digests, differences, tree_blocks};
 pub(crate) use events::Events;
 pub(crate) use netns::{Block, Netns, Topology};
+pub(crate) use postgres::{Durability, Postgres};
+pub(crate) use rabbitmq::Rabbitmq;
 pub(crate) use scale::{Rng, count, full, say, seed, size, skip};
 pub(crate) use scene::{Scene, command_line, have, is_root, kill, peak_rss_kib, processes_with, status_kib};
 pub(crate) use serve::{Endpoint, Setup, acquaint, cert, make_identity, trust};

@@ -1,0 +1,111 @@
+use ccat_xfer::{
+    model::{
+        Algorithm, BreakerState, CheckMethod, CopyStatus, Dialer, ErrorClass, LocationType, Method, Operation,
+        PackageKind, PackageState, Policy, RouteType, Status, StorageType, Transport, Verification, WorkerState,
+    },
+    store::{Backend, Store, StoreError},
+};
+
+use crate::bed::Bed;
+
+pub(crate) async fn an_empty_database_a_newer_and_another_schema_are_told_apart(bed: &Bed) {
+    let known = bed.store.schema_version();
+    let again = bed.store.migrate().await.expect("migrate twice");
+    assert_eq!((again.from, again.to), (known, known));
+    Store::open(&bed.url()).await.expect("a schema of our own").close().await;
+
+    bed.done(&format!("UPDATE schema_version SET digest = 'x' WHERE version = {known}")).await;
+    let error = Store::open(&bed.url()).await.expect_err("another schema");
+    assert!(matches!(error, StoreError::SchemaDiffers { version } if version == known), "{error}");
+
+    bed.done(&format!(
+        "INSERT INTO schema_version (version, name, digest, applied_at) VALUES ({}, 'later', 'y', 1)",
+        known + 1
+    ))
+    .await;
+    for error in [
+        Store::open(&bed.url()).await.expect_err("a newer schema"),
+        bed.store.migrate().await.expect_err("a newer schema"),
+    ] {
+        assert!(
+            matches!(error, StoreError::SchemaNewer { found, known: k } if found == known + 1 && k == known),
+            "{error}"
+        );
+    }
+
+    if bed.store.backend() == Backend::Postgres {
+        bed.done("DELETE FROM schema_version").await;
+        let error = Store::open(&bed.url()).await.expect_err("an older schema");
+        assert!(matches!(error, StoreError::SchemaMissing), "{error}");
+        bed.exec("DROP SCHEMA ccat_xfer CASCADE").await.expect("drop it");
+        let error = Store::open(&bed.url()).await.expect_err("no schema");
+        assert!(matches!(error, StoreError::SchemaMissing) && error.to_string().contains("db migrate"), "{error}");
+    }
+}
+
+pub(crate) async fn names_of_queues_stay_and_are_not_shared(bed: &Bed) {
+    bed.apply_topology().await;
+    bed.refused("UPDATE site SET short_name = 'x' WHERE short_name = 'us'", "cannot change").await;
+    bed.refused("UPDATE data_location SET name = 'x' WHERE name = 'lta'", "cannot change").await;
+    bed.done("INSERT INTO site (name, short_name) VALUES ('X', 'cologne_a')").await;
+    let location = |site: &str, name: &str, stem: &str| {
+        format!(
+            "INSERT INTO data_location (site_id, name, queue_stem, location_type, storage_type, changed_by, change_reason) \
+             SELECT id, '{name}', '{stem}', 'buffer', 'disk', 't', 't' FROM site WHERE short_name = '{site}'"
+        )
+    };
+    bed.refused(&location("us", "x", "us_y"), "queue_stem").await;
+    bed.done(&location("cologne_a", "b", "cologne_a_b")).await;
+    let said = bed.exec(&location("cologne", "a_b", "cologne_a_b")).await.expect_err("a shared queue");
+    assert!(said.to_lowercase().contains("unique"), "{said}");
+}
+
+/// The CHECKs of the schema and the words of the model are the same sets.
+pub(crate) async fn every_word_of_the_model_is_one_of_the_schema(bed: &Bed) {
+    let texts: Vec<String> = match bed.store.backend() {
+        Backend::Sqlite => vec![include_str!("../../src/store/migrations/sqlite/0001_control_plane.sql").to_owned()],
+        Backend::Postgres => {
+            vec![include_str!("../../src/store/migrations/postgres/0001_control_plane.sql").to_owned()]
+        }
+    };
+    let text: String = texts.concat().split_whitespace().collect::<Vec<_>>().join(" ");
+    fn list<T: std::fmt::Display>(words: &[T]) -> String {
+        let words: Vec<String> = words.iter().map(|w| format!("'{w}'")).collect();
+        format!("({})", words.join(", "))
+    }
+    for (column, words) in [
+        ("location_type", list(LocationType::ALL)),
+        ("storage_type", list(StorageType::ALL)),
+        ("medium", list(StorageType::ALL)),
+        ("route_type", list(RouteType::ALL)),
+        ("method", list(Method::ALL)),
+        ("method", list(CheckMethod::ALL)),
+        ("dialer", list(Dialer::ALL)),
+        ("transport", list(Transport::ALL)),
+        ("breaker_state", list(BreakerState::ALL)),
+        ("state", list(WorkerState::ALL)),
+        ("state", list(PackageState::ALL)),
+        ("kind", list(PackageKind::ALL)),
+        ("policy", list(Policy::ALL)),
+        ("algorithm", list(Algorithm::ALL)),
+        ("operation", list(Operation::ALL)),
+        ("status", list(Status::ALL)),
+        ("status", list(CopyStatus::ALL)),
+        ("verification", list(Verification::ALL)),
+        ("error_class", list(ErrorClass::ALL)),
+    ] {
+        assert!(text.contains(&format!("CHECK ({column} IN {words})")), "{column} {words}");
+    }
+    let outcomes = list(ErrorClass::ALL).replacen('(', "('completed', 'handed_back', ", 1);
+    assert!(text.contains(&format!("CHECK (outcome IN {outcomes})")), "{outcomes}");
+}
+
+pub(crate) async fn leases_have_a_clock(bed: &Bed) {
+    let before = bed.store.now().await.expect("the time");
+    let clock = bed.store.lease_clock();
+    match bed.store.backend() {
+        Backend::Sqlite => assert!(clock.boot.len() == 36 && clock.now_us.is_some_and(|us| us > 0), "{clock:?}"),
+        Backend::Postgres => assert!(clock.boot.is_empty() && clock.now_us.is_none(), "{clock:?}"),
+    }
+    assert!(bed.store.now().await.expect("the time") >= before);
+}

@@ -1,0 +1,337 @@
+use std::time::Duration;
+
+use ccat_xfer::{
+    model::{ArchiveTransferId, Breaker, CheckMethod, Ending, ErrorClass, Fence, Status, Timestamp, TransferId, Work},
+    store::{Recorded, Renewal, StoreError, SweepRules},
+};
+use futures_util::future::join_all;
+
+use crate::{
+    bed::Bed,
+    scene::{LEASE, QUEUE, claim, completed, enrol, failed, outcome},
+};
+
+/// Seen to fail with the fence left out of `store::finish` (the comparison with the row's, and the look for an attempt
+/// that ended it): the overtaken owner then completes its successor's attempt. With the comparison alone left out, the
+/// lost attempt that was written before still refuses the lower fence, and the case fails at the fence from nowhere.
+pub(crate) async fn an_overtaken_owner_writes_nothing(bed: &Bed) {
+    bed.apply_topology().await;
+    let transfer = bed.scheduled().await.transfer;
+    let (first, second) = (enrol(&bed.store, "first", &[QUEUE]).await, enrol(&bed.store, "second", &[QUEUE]).await);
+    let old = claim(&bed.store, &first).await.expect("work");
+    bed.expire(transfer).await;
+    let clock = bed.store.lease_clock();
+    let swept = bed.store.sweep("m", &clock, &SweepRules::default()).await.expect("sweep");
+    assert_eq!(swept.offered, [old.work]);
+    let new = claim(&bed.store, &second).await.expect("it is offered again");
+    assert_eq!((new.work, new.fence), (old.work, Fence::new(2)));
+    let lost = "SELECT count(*) FROM attempt WHERE fence = 1 AND outcome = 'lost_worker' AND worker_name = 'first'";
+    assert_eq!(bed.int(lost).await, 1, "the lost attempt is written before the fence rises");
+
+    let before = bed.footprint().await;
+    let refused = bed.store.stale_refusals();
+    for late in [completed(&old, "first"), failed(&old, "first", ErrorClass::Network)] {
+        let error = bed.store.finish(&late, 0).await.expect_err("refused");
+        assert!(matches!(error, StoreError::Stale { fence, .. } if fence == Fence::new(1)), "{error}");
+    }
+    let error = bed.store.hand_back(&first, old.work, old.fence, 500, "stopping").await.expect_err("refused");
+    assert!(matches!(error, StoreError::Stale { .. }), "{error}");
+    let mut from_nowhere = failed(&new, "second", ErrorClass::Network);
+    from_nowhere.fence = Fence::new(3);
+    let error = bed.store.finish(&from_nowhere, 0).await.expect_err("refused");
+    assert!(matches!(error, StoreError::Stale { .. }), "{error}");
+    let renewal = bed.store.renew(&first, old.work, old.fence, LEASE, &clock, 900).await.expect("renew");
+    assert_eq!(renewal, Renewal::Overtaken);
+    assert_eq!(bed.footprint().await, before);
+    assert_eq!(bed.store.stale_refusals(), refused + 5);
+
+    let recorded = bed.store.finish(&completed(&new, "second"), 0).await.expect("finish");
+    assert_eq!(recorded, Recorded::Now { status: Status::Completed, next_attempt_at: None });
+    let before = bed.footprint().await;
+    bed.store.finish(&completed(&old, "first"), 0).await.expect_err("refused");
+    assert_eq!(bed.footprint().await, before, "also after the end");
+}
+
+pub(crate) async fn a_replayed_outcome_counts_once(bed: &Bed) {
+    bed.apply_topology().await;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let transfer = bed.scheduled().await.transfer;
+    let held = claim(&bed.store, &session).await.expect("work");
+    let done = completed(&held, "w");
+    // Several copies of one outcome at once, as after a connection that broke while it committed.
+    let answers = join_all((0..4).map(|_| bed.store.finish(&done, 3))).await;
+    let answers: Vec<Recorded> = answers.into_iter().map(|a| a.expect("finish")).collect();
+    assert_eq!(answers.iter().filter(|&a| *a == Recorded::Before).count(), 3, "{answers:?}");
+    let before = bed.footprint().await;
+    assert_eq!(bed.store.finish(&done, 3).await.expect("replay"), Recorded::Before);
+    let error = bed.store.finish(&failed(&held, "w", ErrorClass::Network), 3).await.expect_err("refused");
+    assert!(matches!(error, StoreError::Stale { .. }), "one fence ends once: {error}");
+    assert_eq!(bed.footprint().await, before);
+    assert_eq!(bed.status(transfer).await, "completed");
+    for what in [
+        "verification_record WHERE fence = 1",
+        "attempt WHERE outcome = 'completed' AND number = 1 AND bytes_done = 1000 AND log = 'what happened'",
+        "physical_copy WHERE status = 'present' AND verification = 'verified'",
+        "data_transfer WHERE status = 'completed' AND bytes_done = 1000 AND owner IS NULL AND finished_at IS NOT NULL",
+    ] {
+        assert_eq!(bed.int(&format!("SELECT count(*) FROM {what}")).await, 1, "{what}");
+    }
+
+    // A failure that is replayed counts as one failure.
+    let transfer = bed.scheduled().await.transfer;
+    let held = claim(&bed.store, &session).await.expect("work");
+    let broken = failed(&held, "w", ErrorClass::Network);
+    assert!(matches!(bed.store.finish(&broken, 3).await, Ok(Recorded::Now { status: Status::Pending, .. })));
+    assert_eq!(bed.store.finish(&broken, 3).await.expect("replay"), Recorded::Before);
+    assert_eq!(bed.int(&format!("SELECT retry_count FROM data_transfer WHERE id = {transfer}")).await, 1);
+}
+
+pub(crate) async fn completed_without_records_is_refused(bed: &Bed) {
+    bed.apply_topology().await;
+    bed.scheduled().await;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let held = claim(&bed.store, &session).await.expect("work");
+    let before = bed.footprint().await;
+    let mut none = completed(&held, "w");
+    none.evidence.clear();
+    let mut other_bytes = completed(&held, "w");
+    other_bytes.evidence[0].found_digest = [9; 32];
+    let mut other_size = completed(&held, "w");
+    other_size.evidence[0].found_size_bytes -= 1;
+    let mut other_expectation = completed(&held, "w");
+    other_expectation.evidence[0].expected_digest = [9; 32];
+    other_expectation.evidence[0].found_digest = [9; 32];
+    let mut elsewhere = completed(&held, "w");
+    elsewhere.evidence[0].location = held.origin.location;
+    for lie in [none, other_bytes, other_size, other_expectation, elsewhere] {
+        let error = bed.store.finish(&lie, 0).await.expect_err("refused");
+        assert!(matches!(error, StoreError::Refused(_)), "{error}");
+        assert_eq!(bed.footprint().await, before, "all or nothing");
+    }
+    bed.store.finish(&completed(&held, "w"), 0).await.expect("the truth is accepted");
+
+    // What was there already and is equal is as good as what arrived.
+    bed.scheduled().await;
+    let held = claim(&bed.store, &session).await.expect("work");
+    let mut there = completed(&held, "w");
+    there.evidence[0].method = CheckMethod::FoundEqual;
+    there.bytes_done = 0;
+    assert!(matches!(bed.store.finish(&there, 0).await, Ok(Recorded::Now { status: Status::Completed, .. })));
+}
+
+pub(crate) async fn failures_are_retried_as_their_class_says(bed: &Bed) {
+    bed.apply_topology().await;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let transfer = bed.scheduled().await.transfer;
+    for n in 0..3u32 {
+        let held = claim(&bed.store, &session).await.expect("work");
+        let before = bed.store.now().await.expect("a clock");
+        let recorded = bed.store.finish(&failed(&held, "w", ErrorClass::RemoteBusy), u32::MAX / 2).await;
+        let after = bed.store.now().await.expect("a clock");
+        let Ok(Recorded::Now { status: Status::Pending, next_attempt_at: Some(next) }) = recorded else {
+            panic!("{recorded:?}")
+        };
+        let wait = ErrorClass::RemoteBusy.policy().wait(n, u32::MAX / 2).expect("a retry");
+        assert!(next >= before.after(wait) && next <= after.after(wait), "{n}: {before} + {wait:?} is not {next}");
+        let row = format!(
+            "data_transfer WHERE id = {transfer} AND status = 'pending' AND retry_count = {} AND next_attempt_at = {} \
+             AND error_class = 'remote_busy' AND error_text = 'it did not work: remote_busy'",
+            n + 1,
+            next.micros()
+        );
+        assert_eq!(bed.int(&format!("SELECT count(*) FROM {row}")).await, 1, "{n}");
+        bed.schedule(transfer).await;
+    }
+    // Each class has its own limit: one retry after a bug, whatever else went wrong before.
+    let held = claim(&bed.store, &session).await.expect("work");
+    let once = bed.store.finish(&failed(&held, "w", ErrorClass::Bug), 0).await;
+    assert!(matches!(once, Ok(Recorded::Now { status: Status::Pending, .. })), "{once:?}");
+    bed.schedule(transfer).await;
+    let held = claim(&bed.store, &session).await.expect("work");
+    let twice = bed.store.finish(&failed(&held, "w", ErrorClass::Bug), 0).await.expect("finish");
+    assert_eq!(twice, Recorded::Now { status: Status::Failed, next_attempt_at: None });
+    assert_eq!(bed.int("SELECT count(*) FROM data_transfer WHERE status = 'failed' AND error_class = 'bug'").await, 1);
+
+    for class in [
+        ErrorClass::SourceChanged,
+        ErrorClass::DestinationDiffers,
+        ErrorClass::Configuration,
+        ErrorClass::CorruptAtSource,
+        ErrorClass::Cancelled,
+    ] {
+        bed.scheduled().await;
+        let held = claim(&bed.store, &session).await.expect("work");
+        let recorded = bed.store.finish(&failed(&held, "w", class), 0).await.expect("finish");
+        assert_eq!(recorded, Recorded::Now { status: Status::Failed, next_attempt_at: None }, "{class}");
+    }
+    // Somebody does not want it any more: no retry.
+    let transfer = bed.scheduled().await.transfer;
+    let held = claim(&bed.store, &session).await.expect("work");
+    bed.done(&format!(
+        "UPDATE data_transfer SET cancel_requested = TRUE, changed_by = 'test', change_reason = 'no' WHERE id = {transfer}"
+    ))
+    .await;
+    let clock = bed.store.lease_clock();
+    let renewal = bed.store.renew(&session, held.work, held.fence, LEASE, &clock, 1).await.expect("renew");
+    assert_eq!(renewal, Renewal::CancelRequested);
+    let recorded = bed.store.finish(&failed(&held, "w", ErrorClass::Network), 0).await.expect("finish");
+    assert_eq!(recorded, Recorded::Now { status: Status::Failed, next_attempt_at: None });
+    let row = format!("data_transfer WHERE id = {transfer} AND error_class = 'cancelled'");
+    assert_eq!(bed.int(&format!("SELECT count(*) FROM {row}")).await, 1);
+}
+
+pub(crate) async fn handed_back_work_is_no_failure(bed: &Bed) {
+    bed.apply_topology().await;
+    let transfer = bed.scheduled().await.transfer;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let held = claim(&bed.store, &session).await.expect("work");
+    let recorded = bed.store.hand_back(&session, held.work, held.fence, 600, "stopping").await.expect("hand back");
+    let Recorded::Now { status: Status::Pending, next_attempt_at: Some(due) } = recorded else {
+        panic!("{recorded:?}")
+    };
+    assert!(due <= bed.store.now().await.expect("a clock"), "at once");
+    let row = format!(
+        "data_transfer WHERE id = {transfer} AND retry_count = 0 AND bytes_done = 600 AND error_class IS NULL \
+         AND owner IS NULL"
+    );
+    assert_eq!(bed.int(&format!("SELECT count(*) FROM {row}")).await, 1);
+    bed.schedule(transfer).await;
+    let held = claim(&bed.store, &session).await.expect("work");
+    assert_eq!((held.attempt, held.bytes_done), (2, 600));
+}
+
+pub(crate) async fn a_bad_source_becomes_suspect(bed: &Bed) {
+    bed.apply_topology().await;
+    let planned = bed.scheduled().await;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let held = claim(&bed.store, &session).await.expect("work");
+    let origin = format!("physical_copy WHERE package_id = {} AND verification = ", planned.package);
+    assert_eq!(bed.int(&format!("SELECT count(*) FROM {origin}'registered'")).await, 1);
+    let mut rotten = completed(&held, "w");
+    rotten.evidence[0].location = held.origin.location;
+    rotten.evidence[0].method = CheckMethod::ReadBack;
+    rotten.evidence[0].found_digest = [7; 32];
+    rotten.ending = Ending::Failed { class: ErrorClass::CorruptAtSource, chain: vec!["other bytes".into()] };
+    let recorded = bed.store.finish(&rotten, 0).await.expect("finish");
+    assert_eq!(recorded, Recorded::Now { status: Status::Failed, next_attempt_at: None });
+    assert_eq!(bed.int(&format!("SELECT count(*) FROM {origin}'suspect'")).await, 1);
+    assert_eq!(bed.int("SELECT count(*) FROM verification_record").await, 1, "what was found is kept");
+    assert_eq!(bed.int("SELECT count(*) FROM physical_copy").await, 1, "and nothing arrived");
+}
+
+pub(crate) async fn work_that_nobody_claimed_has_no_end(bed: &Bed) {
+    bed.apply_topology().await;
+    let planned = bed.planned().await;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let other = bed.scheduled().await;
+    let held = claim(&bed.store, &session).await.expect("work");
+    assert_eq!(held.work.number(), other.transfer);
+    for fence in [0, 1, 2] {
+        let mut forged = failed(&held, "w", ErrorClass::Network);
+        forged.work = Work::Transfer(TransferId::new(planned.transfer));
+        forged.fence = Fence::new(fence);
+        let error = bed.store.finish(&forged, 0).await.expect_err("refused");
+        assert!(matches!(error, StoreError::Stale { .. } | StoreError::Refused(_)), "{fence}: {error}");
+        let renewal = bed.store.renew(&session, forged.work, forged.fence, LEASE, &bed.store.lease_clock(), 1).await;
+        assert!(!matches!(renewal, Ok(Renewal::Held | Renewal::Revived)), "{fence}: {renewal:?}");
+    }
+    assert_eq!(bed.status(planned.transfer).await, "pending");
+    // Evidence about a package of other work.
+    let mut strange = completed(&held, "w");
+    strange.evidence[0].package = planned.id();
+    let error = bed.store.finish(&strange, 0).await.expect_err("refused");
+    assert!(matches!(error, StoreError::Refused(_)), "{error}");
+    let nowhere = Work::Transfer(TransferId::new(4711));
+    let error =
+        bed.store.renew(&session, nowhere, held.fence, LEASE, &bed.store.lease_clock(), 1).await.expect_err("refused");
+    assert!(matches!(error, StoreError::NotFound { .. }), "{error}");
+}
+
+pub(crate) async fn a_dead_link_pauses_its_route(bed: &Bed) {
+    bed.apply_topology().await;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    for n in 0..Breaker::THRESHOLD {
+        bed.scheduled().await;
+        let held = claim(&bed.store, &session).await.expect("closed so far");
+        bed.store.finish(&failed(&held, "w", ErrorClass::Network), n).await.expect("finish");
+    }
+    let open = "data_transfer_route WHERE breaker_state = 'open' AND breaker_trips = 1";
+    assert_eq!(bed.int(&format!("SELECT count(*) FROM {open}")).await, 1);
+    // A slow machine must not see the end of the pause. Not above the longest there is: that would be a clock's jump.
+    bed.done(
+        "UPDATE data_transfer_route SET breaker_until = breaker_until + 300000000, changed_by = 'test', \
+         change_reason = 'longer' WHERE breaker_state = 'open'",
+    )
+    .await;
+    for _ in 0..4 {
+        bed.scheduled().await;
+    }
+    assert_eq!(claim(&bed.store, &session).await, None, "nothing is tried meanwhile");
+
+    // The pause is over: of several claims at once one looks.
+    let over = "UPDATE data_transfer_route SET breaker_until = 1, changed_by = 'test', change_reason = 'later' \
+                WHERE breaker_state <> 'closed'";
+    bed.done(over).await;
+    let looks = join_all((0..4).map(async |n| {
+        let session = enrol(&bed.store, &format!("look{n}"), &[QUEUE]).await;
+        claim(&bed.store, &session).await
+    }));
+    let looks: Vec<_> = looks.await.into_iter().flatten().collect();
+    assert_eq!(looks.len(), 1);
+    bed.store.finish(&failed(&looks[0], "w", ErrorClass::Network), 0).await.expect("finish");
+    let open = "data_transfer_route WHERE breaker_state = 'open' AND breaker_trips = 2";
+    assert_eq!(bed.int(&format!("SELECT count(*) FROM {open}")).await, 1, "the look failed");
+
+    bed.done(over).await;
+    let look = claim(&bed.store, &session).await.expect("another look");
+    let hints = bed.int("SELECT count(*) FROM outbox").await;
+    bed.store.finish(&completed(&look, "w"), 0).await.expect("finish");
+    assert_eq!(bed.int("SELECT count(*) FROM data_transfer_route WHERE breaker_state <> 'closed'").await, 0);
+    assert_eq!(bed.int("SELECT count(*) FROM outbox").await, hints + 1, "who waits is told");
+    assert!(claim(&bed.store, &session).await.is_some());
+}
+
+pub(crate) async fn an_archive_transfer_ends_like_a_transfer(bed: &Bed) {
+    const ARCHIVE: &str = "cologne_lta_long_term_archive_transfer";
+    bed.apply_topology().await;
+    let planned = bed.planned().await;
+    let (from, to) = (bed.location("cologne_buffer").await, bed.location("cologne_lta").await);
+    let id = bed
+        .int(&format!(
+            "INSERT INTO long_term_archive_transfer (package_id, origin_location_id, destination_location_id, \
+             queue_location_id, bytes_total, changed_by, change_reason) \
+             VALUES ({}, {from}, {to}, {to}, 1000, 'test', 'planned') RETURNING id",
+            planned.package
+        ))
+        .await;
+    let schedule = format!(
+        "UPDATE long_term_archive_transfer SET status = 'scheduled', scheduled_at = 5, changed_by = 'test', \
+         change_reason = 'due' WHERE id = {id}"
+    );
+    bed.done(&schedule).await;
+    bed.schedule(planned.transfer).await;
+    let session = enrol(&bed.store, "w", &[QUEUE, ARCHIVE]).await;
+    bed.done(&format!("UPDATE long_term_archive_transfer SET priority = 9 WHERE id = {id}")).await;
+    let held = claim(&bed.store, &session).await.expect("the more urgent of both kinds");
+    assert_eq!(held.work, Work::Archive(ArchiveTransferId::new(id)));
+    assert_eq!((held.members.len(), held.route.is_none(), held.hop), (1, true, None));
+    assert_eq!(held.own().location, held.destination.location);
+
+    let clock = bed.store.lease_clock();
+    let renewal = bed.store.renew(&session, held.work, held.fence, Duration::from_secs(5), &clock, 10).await;
+    assert_eq!(renewal.expect("renew"), Renewal::Held);
+    bed.done(&format!("UPDATE long_term_archive_transfer SET lease_until = 1 WHERE id = {id}")).await;
+    let swept = bed.store.sweep("m", &clock, &SweepRules::default()).await.expect("sweep");
+    assert_eq!(swept.offered, [held.work]);
+    let again = claim(&bed.store, &session).await.expect("again");
+    assert_eq!((again.work, again.fence), (held.work, Fence::new(2)));
+    bed.store.finish(&outcome(&held, "w", Ending::Completed), 0).await.expect_err("refused");
+    let mut archived = completed(&again, "w");
+    archived.evidence[0].method = CheckMethod::ReadBack;
+    archived.evidence[0].cached = false;
+    let recorded = bed.store.finish(&archived, 0).await.expect("finish");
+    assert_eq!(recorded, Recorded::Now { status: Status::Completed, next_attempt_at: None });
+    assert_eq!(bed.store.finish(&archived, 0).await.expect("replay"), Recorded::Before);
+    assert_eq!(claim(&bed.store, &session).await.expect("the other kind").work.number(), planned.transfer);
+    assert!(again.claimed_at > Timestamp::from_micros(0));
+}
