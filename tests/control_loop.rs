@@ -112,7 +112,7 @@ impl World {
             let port = servers.rabbit.port();
             format!("[broker]\nurl = \"amqp://127.0.0.1:{port}\"\ncredentials_file = \"{}\"\n", credentials.display())
         });
-        // With a broker nobody looks: what nobody tells of does not move.
+        // With a broker nobody looks by the clock: a hint or the database's own notice has to come.
         let poll = if servers.is_some() { "1h" } else { "200ms" };
         for (file, login) in [("control", Postgres::ADMIN), ("manager", "the_manager"), ("worker", "the_worker")] {
             let database = match &servers {

@@ -45,8 +45,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Stale`] when the fence was overtaken or the work is over: nothing was written, and nothing will
-    /// ever be. [`StoreError::Refused`] when the outcome contradicts the rules, such as `Completed` without equal
-    /// evidence for each package: to send it again is of no use. Every other error: try again.
+    /// ever be. [`StoreError::Refused`] when the outcome contradicts the rules, such as `Completed` where a
+    /// package has no equal record at the destination, of this attempt or an earlier one: to send it again is of no use. Every other error: try again.
     pub async fn finish(&self, outcome: &AttemptOutcome, random: u32) -> Result<Recorded, StoreError> {
         let mut tx = self.write().await?;
         let Some(row) = WorkRow::lock(&mut tx, outcome.work).await? else {

@@ -84,8 +84,8 @@
 //!   not over. On PostgreSQL the look locks the row until the commit.
 //! - **Proof.** `completed` needs, for every package of the bundle, a present and verified copy at the destination and a
 //!   `verification_record` there whose expected and found digest equal the registered one of that algorithm and whose
-//!   sizes equal the package's. `verified` needs such a record as well. `registered` is a word for the copy at the
-//!   origin. `archived` needs at least one required archive, and the proof in each.
+//!   sizes equal the package's; an earlier attempt's record counts too. `verified` needs such a record as well.
+//!   `registered` is a word for the copy at the origin. `archived` needs at least one required archive, and the proof in each.
 //! - **Insert only.** `event`, `verification_record`, `attempt` and `package_digest` are never updated, deleted, replaced
 //!   or truncated; packages, work and copies are never deleted.
 //! - **A reason for every end.** `failed` has a class and a text, `completed` has none; both have their time.

@@ -1,6 +1,8 @@
 //! Outcomes that the database did not take yet, one file each, on this machine's disk. A file is there before the slot of
-//! its attempt is free, and goes only after the database has accepted the outcome or called it stale; so a crash of
-//! worker and database together loses no outcome.
+//! its attempt is free, and goes only after the database has accepted the outcome or called it stale.
+//!
+//! For the first 5 s after its end an outcome is on its way to the database, and in memory only. Should the worker die then,
+//! the lease runs out and the work is done again; the receiver has the bytes.
 
 use std::{
     fs, io,
