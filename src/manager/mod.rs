@@ -18,11 +18,17 @@ mod burial;
 mod relay;
 mod turns;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use self::turns::{Daemon, Turn};
 use crate::{
     broker::Broker,
+    model::Work,
     store::{PlanLimits, Store, SweepRules, Wakeup},
     task::Gate,
     telemetry::health::Health,
@@ -66,6 +72,8 @@ struct Shared {
     config: Config,
     store: Store,
     broker: Option<Arc<dyn Broker>>,
+    /// Work that no sweep can offer again, and that was told of.
+    unswept: Mutex<BTreeSet<Work>>,
 }
 
 impl fmt::Debug for Shared {
@@ -77,7 +85,7 @@ impl fmt::Debug for Shared {
 /// Runs a manager until `gate` drains. Without a broker hints are not published: workers on the same database find work by
 /// looking, every 2 s.
 pub async fn run(config: Config, store: Store, broker: Option<Arc<dyn Broker>>, health: &Health, gate: &Gate) {
-    let shared = Arc::new(Shared { config, store, broker });
+    let shared = Arc::new(Shared { config, store, broker, unswept: Mutex::default() });
     let config = &shared.config;
     tracing::info!(manager = config.name, broker = shared.broker.is_some(), "the manager begins");
     let mut loops = Vec::new();
@@ -185,6 +193,14 @@ async fn sweep(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
     }
     for work in &swept.failed {
         tracing::error!(%work, "too many workers were lost with it; it has failed");
+    }
+    for (work, error) in &swept.refused {
+        // A defect that comes with every sweep is told once.
+        if shared.unswept.lock().unwrap_or_else(PoisonError::into_inner).insert(*work) {
+            tracing::error!(%work, error, "its worker was not heard of, and it cannot be offered again");
+        } else {
+            tracing::debug!(%work, error, "it still cannot be offered again");
+        }
     }
     for worker in &swept.dead_workers {
         tracing::warn!(worker, "a worker was not heard of");

@@ -113,6 +113,10 @@ impl ErrorClass {
 }
 
 impl RetryPolicy {
+    /// No class waits for longer. A next attempt that lies further ahead was dated by a clock that was set back since,
+    /// and is due.
+    pub const LONGEST: Duration = Duration::from_secs(1800);
+
     /// How long to wait before the next attempt, `None` when there is none. `retry_count` is how many retries there
     /// were before; `random` is the caller's, over its whole range.
     pub fn wait(&self, retry_count: u32, random: u32) -> Option<Duration> {
@@ -133,6 +137,7 @@ mod tests {
 
     #[test]
     fn waits_double_up_to_the_longest() {
+        assert_eq!(ErrorClass::ALL.iter().map(|c| c.policy().longest).max(), Some(RetryPolicy::LONGEST));
         let network = ErrorClass::Network.policy();
         let least = |retry| network.wait(retry, 0).unwrap();
         let most = |retry| network.wait(retry, u32::MAX).unwrap();

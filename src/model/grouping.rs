@@ -53,9 +53,11 @@ impl BundleLimits {
             taken += 1;
         }
         let Some(oldest) = waiting.iter().take(taken).map(|c| c.since).min() else { return Cut::Nobody };
+        // Written by a clock that was set back since.
+        let is_ahead = oldest > now;
         let is_full = taken < waiting.len() || more || sum >= self.bytes || taken >= self.packages;
         let due = oldest.after(self.age);
-        if is_full || due <= now { Cut::Take(taken) } else { Cut::Wait(due) }
+        if is_full || is_ahead || due <= now { Cut::Take(taken) } else { Cut::Wait(due) }
     }
 }
 
@@ -77,6 +79,7 @@ mod tests {
         assert_eq!(cut(&[], false), Cut::Nobody);
         assert_eq!(cut(&[at(10, 30), at(0, 30)], false), Cut::Wait(Timestamp::from_micros(50)), "the oldest counts");
         assert_eq!(cut(&[at(10, 30), at(-10, 30)], false), Cut::Take(2), "old enough");
+        assert_eq!(cut(&[at(41, 30)], false), Cut::Take(1), "the clock was set back");
         assert_eq!(cut(&[at(10, 60), at(10, 60)], false), Cut::Take(1), "the second one would be too much");
         assert_eq!(cut(&[at(10, 60), at(10, 40)], false), Cut::Take(2), "just full");
         assert_eq!(cut(&[at(10, 1); 4], false), Cut::Take(4), "enough packages");

@@ -256,7 +256,7 @@ async fn look_and_claim(
     }
     let text = format!(
         "UPDATE {} SET status = 'in_progress', fence = fence + 1, attempt = attempt + 1, owner = $3, \
-             claimed_by = $4, claimed_at = now_us(), lease_until = coalesce($5, now_us()) + $6, lease_boot = $7, \
+             claimed_by = $4, claimed_at = now_us(), lease_until = coalesce($5, now_us()) + $6, lease_boot = $7, lease_us = $6, \
              updated_at = now_us(), changed_by = $4, change_reason = 'claimed' \
              WHERE id = $1 AND fence = $2 AND status = 'scheduled' AND EXISTS (SELECT 1 FROM worker w \
              WHERE w.id = $3 AND w.boot_nonce = $8 AND w.state = 'active') RETURNING fence, attempt, claimed_at",
@@ -336,7 +336,7 @@ fn candidate_text(kind: Kind, queues: usize, sqlite: bool) -> String {
         let _ = write!(
             text,
             " AND r.active AND NOT r.paused AND {} AND (r.max_concurrent IS NULL OR {route_running} < r.max_concurrent)",
-            breaker_open()
+            breaker_lets_through()
         );
     }
     if sqlite {
@@ -371,7 +371,7 @@ fn sqlite_running_at(alias: &str) -> String {
 
 /// Whether the breaker lets something through: closed, or its pause is over. A pause that ends further ahead than any
 /// may is one whose clock was set back.
-fn breaker_open() -> String {
+pub(super) fn breaker_lets_through() -> String {
     format!(
         "(r.breaker_state = 'closed' OR r.breaker_until <= now_us() OR r.breaker_until > now_us() + {})",
         micros(Breaker::LONGEST_PAUSE)
@@ -492,7 +492,7 @@ impl Terms {
             "UPDATE data_transfer_route AS r SET breaker_state = 'half_open', breaker_until = now_us() + $2, \
              updated_at = now_us(), changed_by = 'breaker', change_reason = $3 \
              WHERE id = $1 AND breaker_state <> 'closed' AND {}",
-            breaker_open()
+            breaker_lets_through()
         );
         let args = args![row.route, micros(Breaker::PROBE), format!("{} looks whether the link is back", row.work)];
         Ok(tx.execute(text, args).await? == 1)

@@ -13,8 +13,8 @@ use super::{
     work::Kind as WorkKind,
 };
 use crate::model::{
-    BreakerState, DatedReason, Errand, ErrorClass, LocationId, Obstacle, QueueName, Reason, RequestId, StartRate,
-    StartTokens, Status, Timestamp, TransferId, Work,
+    Breaker, BreakerState, DatedReason, Errand, ErrorClass, LocationId, Obstacle, QueueName, Reason, RequestId,
+    RetryPolicy, StartRate, StartTokens, Status, Timestamp, TransferId, Work,
 };
 
 /// Why a piece of work is not running, or that it is.
@@ -370,7 +370,7 @@ async fn route(
     }
     let state: BreakerState = row.word("breaker_state")?;
     let until = row.opt_time("breaker_until")?;
-    if state == BreakerState::HalfOpen || (state == BreakerState::Open && until.is_some_and(|until| until > now)) {
+    if state == BreakerState::HalfOpen || (state == BreakerState::Open && until.is_some_and(|until| until > now && until <= now.after(Breaker::LONGEST_PAUSE))) {
         let text = "SELECT at, reason FROM event WHERE entity = 'data_transfer_route' AND entity_id = $1
                 AND to_state LIKE $2 AND from_state NOT LIKE $2 ORDER BY id DESC LIMIT 1";
         let event = tx.row(text, args![subject.route, format!("% {state}")]).await?;
@@ -395,7 +395,7 @@ async fn failures(
     now: Timestamp,
     reasons: &mut Vec<DatedReason>,
 ) -> Result<(), StoreError> {
-    let is_early = subject.next_attempt_at > now;
+    let is_early = subject.next_attempt_at > now && subject.next_attempt_at <= now.after(RetryPolicy::LONGEST);
     let until = is_early.then_some(subject.next_attempt_at);
     let text = subject.text.clone();
     let full = "SELECT s.short_name || '/' || l.name AS name, l.free_bytes, l.keep_free_bytes, l.free_bytes_at

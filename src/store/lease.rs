@@ -42,7 +42,8 @@ impl Store {
         let mut tx = self.write().await?;
         // Progress never goes back, and what a worker counts twice is not more than there is.
         let text = format!(
-            "UPDATE {} SET lease_until = coalesce($3, now_us()) + $4, lease_boot = $5, updated_at = now_us(), \
+            "UPDATE {} SET lease_until = coalesce($3, now_us()) + $4, lease_boot = $5, lease_us = $4, \
+             renewals = renewals + 1, updated_at = now_us(), \
              bytes_done = CASE WHEN $6 > bytes_total THEN bytes_total WHEN $6 > bytes_done THEN $6 ELSE bytes_done END \
              WHERE id = $1 AND fence = $2 AND status = 'in_progress' RETURNING cancel_requested",
             work.table()
@@ -86,7 +87,7 @@ async fn revive(
 ) -> Result<(), StoreError> {
     let text = format!(
         "UPDATE {} SET status = 'in_progress', owner = $3, lease_until = coalesce($4, now_us()) + $5, lease_boot = $6, \
-         losses = $7, updated_at = now_us(), changed_by = $8, change_reason = 'renewed late, unclaimed meanwhile' \
+         lease_us = $5, renewals = renewals + 1, losses = $7, updated_at = now_us(), changed_by = $8, change_reason = 'renewed late, unclaimed meanwhile' \
          WHERE id = $1 AND fence = $2 AND status IN ('pending', 'scheduled')",
         Kind::of(row.work).table()
     );

@@ -41,11 +41,19 @@
 //!
 //! # Time
 //!
-//! Columns `*_at` and `*_until` are microseconds since the Unix epoch. On PostgreSQL `now_us()` is `clock_timestamp()`,
-//! the server's clock, and leases go by it. On SQLite people's times are the machine's wall clock, but leases go by
-//! `CLOCK_BOOTTIME` together with the boot id, both given by the process ([`LeaseClock`]): nobody can set that clock,
-//! and a lease of another boot counts as expired. A statement says
-//! `lease_boot <> $boot OR lease_until < coalesce($now, now_us())` and is right on both.
+//! Columns `*_at` and `*_until` are microseconds since the Unix epoch, by `now_us()`: `clock_timestamp()` on PostgreSQL,
+//! the machine's wall clock on SQLite. Somebody may set such a clock by an hour, so nothing that lives is judged by it:
+//!
+//! - **SQLite.** Leases and heartbeats go by `CLOCK_BOOTTIME` together with the boot id, both given by the process
+//!   ([`LeaseClock`]): nobody can set that clock, and a lease of another boot is over.
+//! - **PostgreSQL.** Each claim, renewal and heartbeat changes its row (`fence` and `renewals`, `boot_nonce` and
+//!   `heartbeats`) and says how long it lasts (`lease_us`). A manager that saw a row unchanged for that long on its own
+//!   `CLOCK_BOOTTIME` calls it lost, and so does a worker that wants the name of a silent one (`watch.rs`). A look that
+//!   comes late, because the database was away, counts for half a lease at most. `lease_until` and `heartbeat_until` are
+//!   for people there.
+//! - **Waits.** Whatever waits for a time is also due when that time lies further ahead than any wait may be
+//!   ([`RetryPolicy::LONGEST`](crate::model::RetryPolicy::LONGEST), the breaker's longest pause, the planner's next
+//!   look): then the clock was set back. A clock that is set forward makes waits short, once.
 //!
 //! # Why each constraint holds
 //!
@@ -157,6 +165,7 @@ mod sqlite;
 mod sweep;
 mod topology;
 mod wakeups;
+mod watch;
 mod work;
 mod workers;
 
@@ -215,8 +224,10 @@ enum Db {
 pub struct LeaseClock {
     /// The boot id on SQLite, nothing on PostgreSQL.
     pub boot: String,
-    /// Microseconds since that boot on SQLite; `None` on PostgreSQL, whose own clock counts.
+    /// Microseconds since that boot on SQLite; `None` on PostgreSQL, where no clock is compared with another one's.
     pub now_us: Option<i64>,
+    /// Microseconds on this machine's own clock, which nobody can set: for how long rows were seen unchanged.
+    pub steady_us: i64,
 }
 
 impl Store {
@@ -277,9 +288,10 @@ impl Store {
 
     /// What leases are measured with, read now. A worker counts its lease from before it asks for it.
     pub fn lease_clock(&self) -> LeaseClock {
+        let steady_us = sqlite::boot_time_us();
         match &self.db {
-            Db::Sqlite(db) => LeaseClock { boot: db.boot.clone(), now_us: Some(sqlite::boot_time_us()) },
-            Db::Postgres(_) => LeaseClock { boot: String::new(), now_us: None },
+            Db::Sqlite(db) => LeaseClock { boot: db.boot.clone(), now_us: Some(steady_us), steady_us },
+            Db::Postgres(_) => LeaseClock { boot: String::new(), now_us: None, steady_us },
         }
     }
 

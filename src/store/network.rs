@@ -2,6 +2,7 @@
 
 use super::{
     StoreError,
+    claim::breaker_lets_through,
     sql::{Tx, args},
 };
 use crate::model::{LocationId, Network, PlannedLocation, PlannedRoute, PlannedSite, RouteId, SiteId};
@@ -34,10 +35,13 @@ pub(super) async fn network(tx: &mut Tx) -> Result<Network, StoreError> {
         };
         network.locations.insert(LocationId::new(row.int("id")?), location);
     }
-    let text = "SELECT id, name, route_type, origin_site_id, destination_site_id, origin_location_id,
+    let text = format!(
+        "SELECT id, name, route_type, origin_site_id, destination_site_id, origin_location_id,
             destination_location_id, via_site_id, dialer, active,
-            (NOT paused AND (breaker_state <> 'open' OR breaker_until <= now_us())) AS healthy
-        FROM data_transfer_route WHERE active";
+            (NOT paused AND (breaker_state <> 'open' OR {})) AS healthy
+        FROM data_transfer_route r WHERE active",
+        breaker_lets_through()
+    );
     for row in tx.rows(text, args![]).await? {
         let route = PlannedRoute {
             name: row.text("name")?,

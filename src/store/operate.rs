@@ -287,10 +287,11 @@ impl Store {
                     AND n.destination_location_id = t.destination_location_id AND n.status <> 'failed' AND n.id <> t.id"
             }
         };
+        // On PostgreSQL no clock tells: a silent worker's work is asked for, and the sweep ends it.
         let clock = self.lease_clock();
         let text = format!(
             "SELECT t.id, t.status, t.cancel_requested, ({successor}) AS successor,
-                coalesce(t.lease_boot <> $1 OR t.lease_until < coalesce($2, now_us()), FALSE) AS expired
+                coalesce(t.lease_boot <> $1 OR t.lease_until < $2, FALSE) AS expired
             FROM {} t WHERE t.id IN ({}) ORDER BY t.id{lock}",
             kind.table(),
             list(3, ids.len())

@@ -190,11 +190,11 @@ impl Store {
         let nothing =
             Errand { origin: group.origin, destination: group.destination, bytes: 0, last_site: None, avoid: &[] };
         if let Err(obstacle) = network.way(&nothing) {
-            self.show_obstacle(group, &obstacle).await?;
+            self.show_obstacle(group, &obstacle, limits.look_again).await?;
             return Ok(Placed { obstacle: Some(obstacle), is_done: true, ..Placed::default() });
         }
         let mut tx = self.read().await?;
-        let (waiting, now) = head(&mut tx, group, most, "").await?;
+        let (waiting, now) = head(&mut tx, group, most, limits.look_again, "").await?;
         drop(tx);
         match limits.bundle.cut(&candidates(&waiting), waiting.len() >= most, now) {
             Cut::Nobody => return Ok(Placed { is_done: true, ..Placed::default() }),
@@ -206,7 +206,7 @@ impl Store {
 
         let mut tx = self.write().await?;
         let lock = skip_locked(&tx, Alias::Request);
-        let (waiting, now) = head(&mut tx, group, most, lock).await?;
+        let (waiting, now) = head(&mut tx, group, most, limits.look_again, lock).await?;
         let is_whole = waiting.len() < most;
         let mut rest = waiting;
         let mut placed = Placed::default();
@@ -252,10 +252,15 @@ impl Store {
     }
 
     /// Keeps the obstacle of the first requests of a group up to date, writing only where it changed.
-    async fn show_obstacle(&self, group: &Group, obstacle: &Obstacle) -> Result<(), StoreError> {
+    async fn show_obstacle(
+        &self,
+        group: &Group,
+        obstacle: &Obstacle,
+        look_again: Duration,
+    ) -> Result<(), StoreError> {
         let text = obstacle.to_string();
         let mut tx = self.read().await?;
-        let (waiting, _) = head(&mut tx, group, SHOWN, "").await?;
+        let (waiting, _) = head(&mut tx, group, SHOWN, look_again, "").await?;
         drop(tx);
         let stale: Vec<_> =
             waiting.iter().filter(|w| w.obstacle.as_deref() != Some(&text)).map(|w| w.request).collect();
@@ -278,24 +283,31 @@ fn candidates(waiting: &[Waiting]) -> Vec<Candidate> {
     waiting.iter().map(|w| Candidate { bytes: w.bytes, since: w.since }).collect()
 }
 
-/// The requests of a group that are due, the oldest first, and the time.
+/// The requests of a group that are due, the oldest first, and the time. Nobody is put off for longer than `look_again`:
+/// what seems to be was written by a clock that was set back since.
 async fn head(
     tx: &mut Tx,
     group: &Group,
     most: usize,
+    look_again: Duration,
     lock: &'static str,
 ) -> Result<(Vec<Waiting>, Timestamp), StoreError> {
     let now = time(tx).await?;
-    let text = format!(
-        "SELECT r.id, r.package_id, r.requested_at, r.obstacle, p.size_bytes
-        FROM transfer_request r JOIN raw_data_package p ON p.id = r.package_id
-        WHERE r.planning_group = $1 AND r.not_before <= $2
-            AND r.data_transfer_package_id IS NULL AND NOT r.withdrawn
-        ORDER BY r.not_before, r.id LIMIT $3{lock}"
-    );
-    let most = i64::try_from(most).unwrap_or(i64::MAX);
-    let rows = tx.rows(text, args![group.key.as_str(), now, most]).await?;
-    Ok((rows.iter().map(Waiting::read).collect::<Result<_, _>>()?, now))
+    let mut waiting = Vec::new();
+    for (range, end) in [("<=", now), (">", now.after(look_again))] {
+        let text = format!(
+            "SELECT r.id, r.package_id, r.requested_at, r.obstacle, p.size_bytes
+            FROM transfer_request r JOIN raw_data_package p ON p.id = r.package_id
+            WHERE r.planning_group = $1 AND r.not_before {range} $2
+                AND r.data_transfer_package_id IS NULL AND NOT r.withdrawn
+            ORDER BY r.not_before, r.id LIMIT $3{lock}"
+        );
+        let left = i64::try_from(most.saturating_sub(waiting.len())).unwrap_or(i64::MAX);
+        for row in tx.rows(text, args![group.key.as_str(), end, left]).await? {
+            waiting.push(Waiting::read(&row)?);
+        }
+    }
+    Ok((waiting, now))
 }
 
 /// The database's time, within a transaction.

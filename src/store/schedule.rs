@@ -12,13 +12,14 @@ use std::collections::BTreeMap;
 
 use super::{
     Store, StoreError,
+    claim::breaker_lets_through,
     many::{Alias, distinct, list, numbers, skip_locked, with_ids},
     plan::time,
     sql::{Row, Tx, args},
     wakeups::Wakeup,
     work::Kind as WorkKind,
 };
-use crate::model::{Operation, Timestamp};
+use crate::model::{Operation, RetryPolicy, Timestamp};
 
 /// Offers outstanding for each slot of a queue's living workers.
 pub const HINTS_PER_SLOT: i64 = 4;
@@ -104,10 +105,13 @@ impl Limits {
     async fn read(tx: &mut Tx) -> Result<Self, StoreError> {
         let mut limits = Self::default();
         // A breaker whose time is over lets one attempt through; the claim keeps to that.
-        let text = "SELECT id, CASE WHEN NOT active OR paused OR (breaker_state = 'open' AND breaker_until > now_us())
+        let text = format!(
+            "SELECT id, CASE WHEN NOT active OR paused OR (breaker_state = 'open' AND NOT {})
                     THEN 0 WHEN breaker_state <> 'closed' THEN 1
                     ELSE max_concurrent * 4 END AS most
-            FROM data_transfer_route";
+            FROM data_transfer_route r",
+            breaker_lets_through()
+        );
         for row in tx.rows(text, args![]).await? {
             limits.routes.insert(row.int("id")?, row.opt_int("most")?);
         }
@@ -194,7 +198,8 @@ impl Store {
         let text = "SELECT q.location_id, q.operation, CAST(sum(CASE WHEN q.max_concurrent < w.slots
                     THEN q.max_concurrent ELSE w.slots END) AS BIGINT) AS slots
             FROM worker_queue q JOIN worker w ON w.id = q.worker_id
-            WHERE w.state = 'active' AND w.heartbeat_boot = $1 AND w.heartbeat_until > coalesce($2, now_us())
+            WHERE w.state = 'active' AND w.heartbeat_boot = $1
+                AND (CAST($2 AS BIGINT) IS NULL OR w.heartbeat_until > $2)
             GROUP BY q.location_id, q.operation";
         let mut queues = Vec::new();
         for row in tx.rows(text, args![clock.boot, clock.now_us]).await? {
@@ -237,14 +242,18 @@ impl Store {
         for same_priority in lanes.chunk_by(|a, b| a.priority == b.priority) {
             let mut due = Vec::new();
             for lane in same_priority {
-                let text = format!(
-                    "SELECT id, next_attempt_at, cancel_requested FROM {} WHERE {} AND lane = $1
-                        AND next_attempt_at <= $2 ORDER BY next_attempt_at, id LIMIT $3{lock}",
-                    queue.kind.table(),
-                    pending(queue.kind),
-                );
-                for row in tx.rows(text, args![lane.key.as_str(), now, room]).await? {
-                    due.push((row.int("next_attempt_at")?, row.int("id")?, row.flag("cancel_requested")?, lane.way));
+                // Two ranges of the index, and not one OR, which would walk over all that waits.
+                for (range, end) in [("<=", now), (">", now.after(RetryPolicy::LONGEST))] {
+                    let text = format!(
+                        "SELECT id, next_attempt_at, cancel_requested FROM {} WHERE {} AND lane = $1
+                            AND next_attempt_at {range} $2 ORDER BY next_attempt_at, id LIMIT $3{lock}",
+                        queue.kind.table(),
+                        pending(queue.kind),
+                    );
+                    for row in tx.rows(text, args![lane.key.as_str(), end, room]).await? {
+                        let (at, id) = (row.int("next_attempt_at")?, row.int("id")?);
+                        due.push((at, id, row.flag("cancel_requested")?, lane.way));
+                    }
                 }
             }
             due.sort_by_key(|&(at, id, ..)| (at, id));

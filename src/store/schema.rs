@@ -13,11 +13,24 @@ struct Step {
     text: &'static str,
 }
 
-const SQLITE: &[Step] =
-    &[Step { version: 1, name: "control_plane", text: include_str!("migrations/sqlite/0001_control_plane.sql") }];
+/// The steps of one database, in order.
+macro_rules! steps {
+    ($folder:literal) => {
+        &[
+            Step { version: 1, name: "control_plane", text: step!($folder, "0001_control_plane") },
+            Step { version: 2, name: "leases", text: step!($folder, "0002_leases") },
+        ]
+    };
+}
 
-const POSTGRES: &[Step] =
-    &[Step { version: 1, name: "control_plane", text: include_str!("migrations/postgres/0001_control_plane.sql") }];
+macro_rules! step {
+    ($folder:literal, $file:literal) => {
+        include_str!(concat!("migrations/", $folder, "/", $file, ".sql"))
+    };
+}
+
+const SQLITE: &[Step] = steps!("sqlite");
+const POSTGRES: &[Step] = steps!("postgres");
 
 /// Roles and grants are stated anew by every migration, so that they fit the tables there are.
 const ROLES: &str = include_str!("migrations/postgres/roles.sql");
@@ -157,7 +170,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", dir.path().join("x.db").display());
         let store = Store::open(&url).await.unwrap();
-        assert_eq!(store.migrate().await.unwrap(), Migrated { from: 1, to: 1 });
+        let version = store.schema_version();
+        assert_eq!(store.migrate().await.unwrap(), Migrated { from: version, to: version });
         assert!(store.now().await.unwrap() > crate::model::Timestamp::from_micros(1_600_000_000_000_000));
         store.close().await;
         Store::open(&url).await.unwrap().close().await;

@@ -1,13 +1,18 @@
 //! What managers do about workers that are not heard of: their leases run out, and their work is offered again.
 //!
-//! Any number of managers may sweep at once; they skip the rows that another one holds.
+//! Any number of managers may sweep at once. Each row is a transaction of its own, which finds the row as the look found
+//! it or leaves it alone: a row that cannot be swept holds up no other.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use super::{
-    LeaseClock, Store, StoreError,
+    Backend, LeaseClock, Store, StoreError,
     sql::{Tx, args},
     wakeups::Wakeup,
+    watch::Look,
     work::{Kind, WorkRow},
     workers::micros,
 };
@@ -43,6 +48,8 @@ pub struct Swept {
     pub hinted: u32,
     /// Workers that were not heard of.
     pub dead_workers: Vec<String>,
+    /// Work whose lease was lost and that could not be swept, with the reason.
+    pub refused: Vec<(Work, String)>,
 }
 
 impl Store {
@@ -72,54 +79,129 @@ impl Store {
         rules: &SweepRules,
         swept: &mut Swept,
     ) -> Result<(), StoreError> {
-        // Most sweeps find nothing, and a look needs no writer's turn.
-        let mut tx = self.read().await?;
-        if expired(&mut tx, kind, clock, 1, Hold::No).await?.is_empty() {
-            return Ok(());
-        }
-        drop(tx);
-        let mut tx = self.write().await?;
-        let mut done = Swept::default();
-        for id in expired(&mut tx, kind, clock, rules.batch, Hold::Yes).await? {
-            let Some(row) = WorkRow::lock(&mut tx, kind.work(id)).await? else { continue };
-            let worker = row.claimed_by.clone().unwrap_or_else(|| "unknown".into());
-            if row.cancel_requested {
-                let why = format!("cancelled; {worker}, who had it, was not heard of");
-                fail(&mut tx, &row, manager, ErrorClass::Cancelled, &why).await?;
-                done.cancelled.push(row.work);
-            } else if row.losses >= rules.losses {
-                let why = format!("{} workers in a row were lost with it, the last one was {worker}", row.losses + 1);
-                fail(&mut tx, &row, manager, ErrorClass::LostWorker, &why).await?;
-                done.failed.push(row.work);
-            } else {
-                offer(&mut tx, &row, manager, &worker).await?;
-                done.offered.push(row.work);
+        for lost in self.lost_leases(kind, clock, rules.batch).await? {
+            match self.sweep_lease(&lost, manager, rules).await {
+                Ok(Some(Fate::Offered)) => swept.offered.push(lost.work),
+                Ok(Some(Fate::Failed)) => swept.failed.push(lost.work),
+                Ok(Some(Fate::Cancelled)) => swept.cancelled.push(lost.work),
+                Ok(None) | Err(StoreError::Conflict(_)) => {}
+                Err(error @ StoreError::Unavailable(_)) => return Err(error),
+                Err(error) => swept.refused.push((lost.work, error.to_string())),
             }
         }
-        tx.commit().await?;
-        swept.offered.extend(done.offered);
-        swept.failed.extend(done.failed);
-        swept.cancelled.extend(done.cancelled);
         Ok(())
     }
 
-    async fn sweep_workers(&self, clock: &LeaseClock, rules: &SweepRules, swept: &mut Swept) -> Result<(), StoreError> {
-        const DEAD: &str = "state <> 'stopped' AND (heartbeat_boot <> $1 OR heartbeat_until < coalesce($2, now_us()))";
-        let args = args![&clock.boot, clock.now_us, rules.batch];
+    /// Work whose lease is over, oldest first. No writer's turn is needed for that, and most sweeps find nothing.
+    async fn lost_leases(&self, kind: Kind, clock: &LeaseClock, most: u32) -> Result<Vec<Lost>, StoreError> {
+        let asked = Instant::now();
         let mut tx = self.read().await?;
-        if tx.rows(format!("SELECT id FROM worker WHERE {DEAD} LIMIT $3"), args).await?.is_empty() {
-            return Ok(());
-        }
-        drop(tx);
-        let mut tx = self.write().await?;
+        // What runs is as much as there are slots, so that a walk over it is short.
+        let by_clock = match self.backend() {
+            Backend::Sqlite => "AND (lease_boot <> $1 OR lease_until < $2)",
+            Backend::Postgres => "",
+        };
         let text = format!(
-            "UPDATE worker SET state = 'stopped' WHERE id IN (SELECT id FROM worker WHERE {DEAD} ORDER BY id LIMIT $3) \
-             AND {DEAD} RETURNING name"
+            "SELECT id, fence, renewals, lease_us FROM {} WHERE status = 'in_progress' {by_clock} \
+             ORDER BY lease_until, id",
+            kind.table()
         );
-        let rows = tx.rows(text, args).await?;
-        let names = rows.iter().map(|row| row.text("name")).collect::<Result<Vec<_>, _>>()?;
+        let rows = match self.backend() {
+            Backend::Sqlite => tx.rows(text, args![&clock.boot, clock.now_us]).await?,
+            Backend::Postgres => tx.rows(text, args![]).await?,
+        };
+        drop(tx);
+        let look = look(clock, asked);
+        let mut lost = Vec::new();
+        let mut watches = self.watches();
+        let watch = &mut watches.work[kind.index()];
+        let mut seen = BTreeSet::new();
+        for row in &rows {
+            let (id, fence, renewals) = (row.int("id")?, row.int("fence")?, row.int("renewals")?);
+            seen.insert(id);
+            let is_lost = self.backend() == Backend::Sqlite
+                || watch.is_lost(look, id, (fence, renewals), row.int("lease_us")?);
+            if is_lost {
+                lost.push(Lost { work: kind.work(id), fence, renewals });
+            }
+        }
+        watch.keep_only(|id| seen.contains(id));
+        drop(watches);
+        lost.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+        Ok(lost)
+    }
+
+    /// Ends one lease, unless its row changed since it was looked at or another manager holds it.
+    async fn sweep_lease(&self, lost: &Lost, manager: &str, rules: &SweepRules) -> Result<Option<Fate>, StoreError> {
+        let mut tx = self.write().await?;
+        let lock = match tx {
+            Tx::Sqlite(_) => "",
+            Tx::Postgres(_) => " FOR NO KEY UPDATE SKIP LOCKED",
+        };
+        let text = format!(
+            "SELECT id FROM {} WHERE id = $1 AND status = 'in_progress' AND fence = $2 AND renewals = $3{lock}",
+            lost.work.table()
+        );
+        if tx.row(text, args![lost.work.number(), lost.fence, lost.renewals]).await?.is_none() {
+            return Ok(None);
+        }
+        let Some(row) = WorkRow::lock(&mut tx, lost.work).await? else { return Ok(None) };
+        let worker = row.claimed_by.clone().unwrap_or_else(|| "unknown".into());
+        let fate = if row.cancel_requested {
+            let why = format!("cancelled; {worker}, who had it, was not heard of");
+            fail(&mut tx, &row, manager, ErrorClass::Cancelled, &why).await?;
+            Fate::Cancelled
+        } else if row.losses >= rules.losses {
+            let why = format!("{} workers in a row were lost with it, the last one was {worker}", row.losses + 1);
+            fail(&mut tx, &row, manager, ErrorClass::LostWorker, &why).await?;
+            Fate::Failed
+        } else {
+            offer(&mut tx, &row, manager, &worker).await?;
+            Fate::Offered
+        };
         tx.commit().await?;
-        swept.dead_workers.extend(names);
+        Ok(Some(fate))
+    }
+
+    async fn sweep_workers(&self, clock: &LeaseClock, rules: &SweepRules, swept: &mut Swept) -> Result<(), StoreError> {
+        let asked = Instant::now();
+        let mut tx = self.read().await?;
+        let columns = "SELECT id, name, boot_nonce, heartbeats, lease_us FROM worker WHERE state <> 'stopped'";
+        let rows = match self.backend() {
+            Backend::Sqlite => {
+                let text = format!("{columns} AND (heartbeat_boot <> $1 OR heartbeat_until < $2) ORDER BY id");
+                tx.rows(text, args![&clock.boot, clock.now_us]).await?
+            }
+            Backend::Postgres => tx.rows(format!("{columns} ORDER BY id"), args![]).await?,
+        };
+        drop(tx);
+        let look = look(clock, asked);
+        let mut dead = Vec::new();
+        let mut seen = BTreeSet::new();
+        {
+            let mut watches = self.watches();
+            for row in &rows {
+                let (id, nonce, beats) = (row.int("id")?, row.text("boot_nonce")?, row.int("heartbeats")?);
+                seen.insert(id);
+                let mark = (nonce.clone(), beats);
+                if self.backend() == Backend::Sqlite
+                    || watches.workers.is_lost(look, id, mark, row.int("lease_us")?)
+                {
+                    dead.push((id, row.text("name")?, nonce, beats));
+                }
+            }
+            watches.workers.keep_only(|id| seen.contains(id));
+        }
+        dead.truncate(usize::try_from(rules.batch).unwrap_or(usize::MAX));
+        for (id, name, nonce, beats) in dead {
+            let mut tx = self.write().await?;
+            let text = "UPDATE worker SET state = 'stopped' \
+                WHERE id = $1 AND boot_nonce = $2 AND heartbeats = $3 AND state <> 'stopped'";
+            if tx.execute(text, args![id, nonce, beats]).await? == 1 {
+                tx.commit().await?;
+                swept.dead_workers.push(name);
+            }
+        }
         Ok(())
     }
 
@@ -156,26 +238,25 @@ impl Store {
     }
 }
 
-/// Whether rows that are found are locked, and those that another manager holds skipped.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Hold {
-    Yes,
-    No,
+/// A lease that is over, and the row as the look found it.
+#[derive(Clone, Copy, Debug)]
+struct Lost {
+    work: Work,
+    fence: i64,
+    renewals: i64,
 }
 
-async fn expired(tx: &mut Tx, kind: Kind, clock: &LeaseClock, most: u32, hold: Hold) -> Result<Vec<i64>, StoreError> {
-    let lock = match tx {
-        Tx::Postgres(_) if hold == Hold::Yes => " FOR NO KEY UPDATE SKIP LOCKED",
-        _ => "",
-    };
-    // What runs is as much as there are slots, so that a walk over it is short.
-    let text = format!(
-        "SELECT id FROM {} WHERE status = 'in_progress' \
-         AND (lease_boot <> $1 OR lease_until < coalesce($2, now_us())) ORDER BY lease_until LIMIT $3{lock}",
-        kind.table()
-    );
-    let rows = tx.rows(text, args![&clock.boot, clock.now_us, most]).await?;
-    rows.iter().map(|row| row.int("id")).collect()
+/// What became of work whose lease was lost.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Offered,
+    Failed,
+    Cancelled,
+}
+
+/// A look that began with `clock`, `asked` just after it, and has its answer now.
+fn look(clock: &LeaseClock, asked: Instant) -> Look {
+    Look { began_us: clock.steady_us, ended_us: clock.steady_us.saturating_add(micros(asked.elapsed())) }
 }
 
 /// The first row of each queue in which something waits, where a live worker serves the queue, and its last hint is
@@ -196,7 +277,7 @@ fn hintless_text(kind: Kind, sqlite: bool) -> String {
              WHERE x.sent_at IS NULL OR x.created_at BETWEEN now_us() - $2 AND now_us()) \
          AND EXISTS (SELECT 1 FROM worker_queue q JOIN worker w ON w.id = q.worker_id \
              WHERE q.location_id = t.queue_location_id AND q.operation = $1 AND w.state = 'active' \
-             AND w.heartbeat_boot = $3 AND w.heartbeat_until >= coalesce($4, now_us())) LIMIT $5"
+             AND w.heartbeat_boot = $3 AND (CAST($4 AS BIGINT) IS NULL OR w.heartbeat_until >= $4)) LIMIT $5"
     )
 }
 

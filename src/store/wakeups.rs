@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -15,7 +15,7 @@ use std::{
 use sqlx::{PgPool, postgres::PgListener};
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{Db, Store};
+use super::{Db, Store, watch::Watch};
 
 /// The channel of `pg_notify` in the schema.
 const CHANNEL: &str = "ccat_xfer";
@@ -72,11 +72,28 @@ pub(super) struct Shared {
     counts: watch::Sender<Counts>,
     listener: Mutex<Option<JoinHandle<()>>>,
     stale: AtomicU64,
+    pub(super) watches: Mutex<Watches>,
+}
+
+/// What this process saw of leases and workers on PostgreSQL.
+#[derive(Debug, Default)]
+pub(super) struct Watches {
+    /// Transfers and archive transfers, by fence and renewals.
+    pub(super) work: [Watch<i64, (i64, i64)>; 2],
+    /// Workers, by nonce and heartbeats, for the sweep.
+    pub(super) workers: Watch<i64, (String, i64)>,
+    /// Workers whose name another one in this process wants.
+    pub(super) names: Watch<i64, (String, i64)>,
 }
 
 impl Shared {
     pub(super) fn new() -> Self {
-        Self { counts: watch::Sender::new(Counts::default()), listener: Mutex::new(None), stale: AtomicU64::new(0) }
+        Self {
+            counts: watch::Sender::new(Counts::default()),
+            listener: Mutex::new(None),
+            stale: AtomicU64::new(0),
+            watches: Mutex::default(),
+        }
     }
 }
 
@@ -142,6 +159,12 @@ impl Store {
     /// How many statements of overtaken owners were refused in this process.
     pub fn stale_refusals(&self) -> u64 {
         self.shared.stale.load(Ordering::Relaxed)
+    }
+
+    /// What this process saw of leases and workers.
+    pub(super) fn watches(&self) -> MutexGuard<'_, Watches> {
+        // A note is whole between two statements.
+        self.shared.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn count_stale(&self) {

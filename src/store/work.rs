@@ -59,6 +59,14 @@ impl Kind {
         }
     }
 
+    /// Its place in [`Kind::ALL`].
+    pub(super) const fn index(self) -> usize {
+        match self {
+            Self::Transfer => 0,
+            Self::Archive => 1,
+        }
+    }
+
     /// The column of `attempt` and `verification_record` that refers to it.
     pub(super) const fn reference(self) -> &'static str {
         match self {

@@ -3,13 +3,14 @@
 //! A name belongs to one process at a time. Who holds it is told by a nonce that the process drew when it started; a
 //! process that was stopped until another one took its name over finds that out with its next statement.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    LeaseClock, Store, StoreError,
+    Backend, LeaseClock, Store, StoreError,
     sql::{Row, Tx, args},
+    watch::Look,
 };
 use crate::model::{Fence, LocationId, Operation, QueueName, Timestamp, Work, WorkerId, WorkerState};
 
@@ -132,19 +133,26 @@ impl Store {
 
     async fn try_register(&self, profile: &WorkerProfile, clock: &LeaseClock) -> Result<WorkerSession, StoreError> {
         let lease_us = micros(profile.lease);
+        let asked = Instant::now();
         let mut tx = self.write().await?;
         let there = tx
             .row(
                 with_lock(
                     &tx,
-                    "SELECT id, boot_nonce, host, process_id, (state <> 'stopped' AND heartbeat_boot = $2 \
-                     AND heartbeat_until >= coalesce($3, now_us())) AS alive FROM worker WHERE name = $1",
+                    "SELECT id, boot_nonce, host, process_id, heartbeats, lease_us, \
+                     (state <> 'stopped' AND heartbeat_boot = $2 AND (CAST($3 AS BIGINT) IS NULL \
+                     OR heartbeat_until >= $3)) AS alive FROM worker WHERE name = $1",
                 ),
                 args![&profile.name, &clock.boot, clock.now_us],
             )
             .await?;
+        let asked_us = micros(asked.elapsed());
         let id = match there {
-            Some(row) if row.flag("alive")? && row.text("boot_nonce")? != profile.boot_nonce => {
+            Some(row)
+                if row.flag("alive")?
+                    && row.text("boot_nonce")? != profile.boot_nonce
+                    && !self.is_silent(&row, clock, asked_us)? =>
+            {
                 return Err(StoreError::WorkerAlive {
                     name: profile.name.clone(),
                     host: row.text("host")?,
@@ -156,7 +164,8 @@ impl Store {
                 tx.execute(
                     "UPDATE worker SET boot_nonce = $2, host = $3, process_id = $4, version = $5, state = 'active', \
                      slots = $6, lease_us = $7, running = '[]', started_at = now_us(), heartbeat_at = now_us(), \
-                     heartbeat_boot = $8, heartbeat_until = coalesce($9, now_us()) + $7 WHERE id = $1",
+                     heartbeat_boot = $8, heartbeat_until = coalesce($9, now_us()) + $7, \
+                     heartbeats = heartbeats + 1 WHERE id = $1",
                     args![
                         id,
                         &profile.boot_nonce,
@@ -214,6 +223,17 @@ impl Store {
         })
     }
 
+    /// Whether a worker that is not marked as stopped was not heard of for its lease. On SQLite its row says so; on
+    /// PostgreSQL whoever asks often enough has seen it.
+    fn is_silent(&self, row: &Row, clock: &LeaseClock, asked_us: i64) -> Result<bool, StoreError> {
+        if self.backend() == Backend::Sqlite {
+            return Ok(false);
+        }
+        let look = Look { began_us: clock.steady_us, ended_us: clock.steady_us.saturating_add(asked_us) };
+        let mark = (row.text("boot_nonce")?, row.int("heartbeats")?);
+        Ok(self.watches().names.is_lost(look, row.int("id")?, mark, row.int("lease_us")?))
+    }
+
     /// Says that a worker lives, what it runs, and whether it still claims. One that was believed dead is back.
     ///
     /// # Errors
@@ -230,7 +250,8 @@ impl Store {
         let touched = tx
             .execute(
                 "UPDATE worker SET state = $3, running = $4, heartbeat_at = now_us(), heartbeat_boot = $5, \
-                 heartbeat_until = coalesce($6, now_us()) + $7 WHERE id = $1 AND boot_nonce = $2",
+                 heartbeat_until = coalesce($6, now_us()) + $7, heartbeats = heartbeats + 1 \
+                 WHERE id = $1 AND boot_nonce = $2",
                 args![
                     session.id,
                     &session.boot_nonce,

@@ -202,7 +202,8 @@ async fn register(config: &Config, store: &Store, gate: &Gate) -> Result<Option<
             Err(error) => return Err(error),
         };
         complain(&error, &mut delays, "the worker cannot register yet");
-        wait(gate, delays.next_delay()).await;
+        // Often, where it is about a silent namesake: on PostgreSQL that one's silence has to be seen.
+        wait(gate, delays.next_delay().min(config.renew_every)).await;
     }
     Ok(None)
 }

@@ -147,16 +147,16 @@ GRANT UPDATE (state) ON worker TO ccat_xfer_manager;
 GRANT SELECT ON schema_version, site, peer, data_location, data_transfer_route, worker_login, worker, worker_queue,
     raw_data_package, package_digest, data_transfer_package, transfer_request, data_transfer,
     long_term_archive_transfer, physical_copy, verification_record, attempt, rate_limit TO ccat_xfer_worker;
-GRANT UPDATE (status, retry_count, attempt, next_attempt_at, fence, owner, lease_until, lease_boot, claimed_at,
-    claimed_by, losses, bytes_done, error_class, error_text, updated_at, finished_at, changed_by, change_reason)
+GRANT UPDATE (status, retry_count, attempt, next_attempt_at, fence, owner, lease_until, lease_boot, lease_us, renewals,
+    claimed_at, claimed_by, losses, bytes_done, error_class, error_text, updated_at, finished_at, changed_by, change_reason)
     ON data_transfer, long_term_archive_transfer TO ccat_xfer_worker;
 GRANT INSERT, UPDATE (path, status, verification, updated_at, changed_by, change_reason) ON physical_copy
     TO ccat_xfer_worker;
 GRANT INSERT ON verification_record, attempt, outbox, dead_letter TO ccat_xfer_worker;
 GRANT INSERT (name, boot_nonce, host, process_id, version, state, slots, lease_us, running, started_at, heartbeat_at,
-    heartbeat_boot, heartbeat_until),
+    heartbeat_boot, heartbeat_until, heartbeats),
     UPDATE (boot_nonce, host, process_id, version, state, slots, lease_us, running, started_at, heartbeat_at,
-    heartbeat_boot, heartbeat_until) ON worker TO ccat_xfer_worker;
+    heartbeat_boot, heartbeat_until, heartbeats) ON worker TO ccat_xfer_worker;
 GRANT INSERT, DELETE ON worker_queue TO ccat_xfer_worker;
 GRANT UPDATE (free_bytes, free_bytes_at, updated_at) ON data_location TO ccat_xfer_worker;
 GRANT UPDATE (breaker_state, breaker_failures, breaker_trips, breaker_until, updated_at, changed_by, change_reason)
