@@ -91,8 +91,9 @@
 //! - **Fenced evidence.** A `verification_record` or `attempt` of work needs that work's present fence, and the work
 //!   not over. On PostgreSQL the look locks the row until the commit.
 //! - **Proof.** `completed` needs, for every package of the bundle, a present and verified copy at the destination and a
-//!   `verification_record` there whose expected and found digest equal the registered one of that algorithm and whose
-//!   sizes equal the package's; an earlier attempt's record counts too. `verified` needs such a record as well.
+//!   `verification_record` of this very attempt (its work and fence) there, whose expected and found digest equal the
+//!   registered one of that algorithm and whose sizes equal the package's: what an earlier attempt found may have changed
+//!   since. `verified` needs an equal record of that place, whoever's.
 //!   `registered` is a word for the copy at the origin. `archived` needs at least one required archive, and the proof in each.
 //! - **Insert only.** `event`, `verification_record`, `attempt` and `package_digest` are never updated, deleted, replaced
 //!   or truncated; packages, work and copies are never deleted.

@@ -19,6 +19,7 @@ macro_rules! steps {
         &[
             Step { version: 1, name: "control_plane", text: step!($folder, "0001_control_plane") },
             Step { version: 2, name: "leases", text: step!($folder, "0002_leases") },
+            Step { version: 3, name: "proofs", text: step!($folder, "0003_proofs") },
         ]
     };
 }
@@ -166,6 +167,29 @@ mod tests {
     }
 
     #[tokio::test]
+    /// What an earlier version of this program made.
+    #[tokio::test]
+    async fn an_older_schema_is_brought_to_this_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::connect(&format!("sqlite:{}", dir.path().join("x.db").display())).await.unwrap();
+        let mut tx = store.write().await.unwrap();
+        tx.script(
+            "CREATE TABLE schema_version (version BIGINT PRIMARY KEY, name TEXT NOT NULL, digest TEXT NOT NULL, \
+             applied_at BIGINT NOT NULL)",
+        )
+        .await
+        .unwrap();
+        tx.script(SQLITE[0].text).await.unwrap();
+        let digest = Digest::of(SQLITE[0].text.as_bytes()).to_string();
+        tx.execute("INSERT INTO schema_version VALUES (1, 'control_plane', $1, 1)", args![digest]).await.unwrap();
+        tx.commit().await.unwrap();
+        let known = store.schema_version();
+        let older = store.check().await.unwrap_err();
+        assert!(matches!(older, StoreError::SchemaOlder { found: 1, known: k } if k == known), "{older}");
+        assert_eq!(store.migrate().await.unwrap(), Migrated { from: 1, to: known });
+        store.check().await.unwrap();
+    }
+
     async fn a_file_is_made_and_found_again() {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", dir.path().join("x.db").display());
