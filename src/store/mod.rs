@@ -140,6 +140,9 @@
 //! one snapshot. A connection lost during a commit leaves open what happened: whoever cares reads the row again.
 //!
 //! Locks are taken in one order: work, then advisory locks (route, locations by number), then the route, then limits by
+//! No statement is waited for longer than 12 s: a server that stands still, or a network that swallows, is
+//! [`StoreError::Unavailable`] like one that refuses. Whoever leaves waits for less.
+//!
 //! scope. Whoever waits for changes uses [`Store::wakeups`].
 
 mod claim;
@@ -170,11 +173,11 @@ mod watch;
 mod work;
 mod workers;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use sqlx::PgPool;
 
-use self::sql::{Tx, args};
+use self::sql::{Tx, args, in_time};
 use crate::model::Timestamp;
 
 pub use claim::{Claim, Member, PeerAddress, Place, RouteTerms};
@@ -232,6 +235,9 @@ pub struct LeaseClock {
 }
 
 impl Store {
+/// For connections to become idle and be closed.
+const GOODBYE: Duration = Duration::from_secs(5);
+
     /// Connects to `sqlite:PATH` or `postgres://USER@HOST/DATABASE` and refuses a schema that is not this program's. An
     /// SQLite file is made, and brought to this version, if need be: the embedded default has no administrator.
     ///
@@ -296,31 +302,34 @@ impl Store {
         }
     }
 
-    /// Closes the connections once they are idle.
+    /// Closes the connections once they are idle. A server that does not answer is left after 5 s.
     pub async fn close(&self) {
-        match &self.db {
-            Db::Sqlite(db) => {
-                db.reader.close().await;
-                db.writer.close().await;
+        let closing = async {
+            match &self.db {
+                Db::Sqlite(db) => {
+                    db.reader.close().await;
+                    db.writer.close().await;
+                }
+                Db::Postgres(pool) => pool.close().await,
             }
-            Db::Postgres(pool) => pool.close().await,
-        }
+        };
+        let _ = tokio::time::timeout(GOODBYE, closing).await;
     }
 
     /// A transaction that may write.
     pub(crate) async fn write(&self) -> Result<Tx, StoreError> {
         Ok(match &self.db {
-            Db::Sqlite(db) => Tx::Sqlite(db.writer.begin_with("BEGIN IMMEDIATE").await?),
-            Db::Postgres(pool) => Tx::Postgres(pool.begin().await?),
+            Db::Sqlite(db) => Tx::Sqlite(in_time(db.writer.begin_with("BEGIN IMMEDIATE")).await?),
+            Db::Postgres(pool) => Tx::Postgres(in_time(pool.begin()).await?),
         })
     }
 
     /// A transaction that reads one snapshot. It need not be committed.
     pub(crate) async fn read(&self) -> Result<Tx, StoreError> {
         Ok(match &self.db {
-            Db::Sqlite(db) => Tx::Sqlite(db.reader.begin().await?),
+            Db::Sqlite(db) => Tx::Sqlite(in_time(db.reader.begin()).await?),
             Db::Postgres(pool) => {
-                Tx::Postgres(pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?)
+                Tx::Postgres(in_time(pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")).await?)
             }
         })
     }

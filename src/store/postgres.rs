@@ -3,22 +3,41 @@
 use std::{net::IpAddr, str::FromStr as _, time::Duration};
 
 use sqlx::{
-    PgPool,
+    Connection as _, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
 };
 
-use super::error::StoreError;
+use super::{
+    error::StoreError,
+    sql::{in_time, was_silent_lately},
+};
 
 /// Name of the schema that holds everything.
 pub(super) const SCHEMA: &str = "ccat_xfer";
 
-const ACQUIRE: Duration = Duration::from_secs(15);
+/// Shorter than a statement may take, so that its error is the one that is told.
+const ACQUIRE: Duration = Duration::from_secs(10);
 const CONNECTIONS: u32 = 8;
+/// For a connection whose statement was given up, before it is given up too.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
 /// Connects. The password may stand in the address, or in what libpq reads (PGPASSWORD, a pass file).
 pub(super) async fn open(url: &str) -> Result<PgPool, StoreError> {
     let options = options(url)?;
-    Ok(PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE).connect_with(options).await?)
+    let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE);
+    // The pool asks each connection that comes back for a sign of life, and has no limit of its own for that.
+    let pool = pool.after_release(|connection, _| {
+        Box::pin(async move {
+            if !was_silent_lately() {
+                return Ok(true);
+            }
+            match tokio::time::timeout(SIGN_OF_LIFE, connection.ping()).await {
+                Ok(answer) => answer.map(|()| true),
+                Err(_) => Err(sqlx::Error::PoolTimedOut),
+            }
+        })
+    });
+    in_time(pool.connect_with(options)).await
 }
 
 fn options(url: &str) -> Result<PgConnectOptions, StoreError> {
@@ -46,7 +65,8 @@ fn options(url: &str) -> Result<PgConnectOptions, StoreError> {
     };
     Ok(options.application_name("ccat-xfer").options([
         ("search_path", SCHEMA),
-        ("statement_timeout", "60s"),
+        // As long as anybody here waits for an answer; what goes on longer only holds locks.
+        ("statement_timeout", "12s"),
         // A stopped process must not hold row locks for ever.
         ("idle_in_transaction_session_timeout", "60s"),
     ]))

@@ -36,9 +36,6 @@ const POSTGRES: &[Step] = steps!("postgres");
 /// Roles and grants are stated anew by every migration, so that they fit the tables there are.
 const ROLES: &str = include_str!("migrations/postgres/roles.sql");
 
-/// Serialises migrations; any number that nobody else uses.
-const LOCK: i64 = 0x6363_6174_7866;
-
 /// What a migration did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Migrated {
@@ -69,8 +66,12 @@ impl Store {
     pub async fn migrate(&self) -> Result<Migrated, StoreError> {
         let mut tx = self.write().await?;
         if let Tx::Postgres(_) = tx {
-            tx.rows("SELECT pg_advisory_xact_lock($1)", args![LOCK]).await?;
-            tx.script("SET LOCAL statement_timeout = 0; CREATE SCHEMA IF NOT EXISTS ccat_xfer").await?;
+            // One migration at a time; the number is any that nobody else locks.
+            tx.script(
+                "SET LOCAL statement_timeout = 0; SELECT pg_advisory_xact_lock(109278487935078); \
+                 CREATE SCHEMA IF NOT EXISTS ccat_xfer",
+            )
+            .await?;
         }
         tx.execute(
             "CREATE TABLE IF NOT EXISTS schema_version (version BIGINT PRIMARY KEY, name TEXT NOT NULL, \
@@ -166,7 +167,6 @@ mod tests {
         assert!((1..).zip(SQLITE).all(|(n, step)| step.version == n), "one after the other");
     }
 
-    #[tokio::test]
     /// What an earlier version of this program made.
     #[tokio::test]
     async fn an_older_schema_is_brought_to_this_version() {
@@ -190,6 +190,7 @@ mod tests {
         store.check().await.unwrap();
     }
 
+    #[tokio::test]
     async fn a_file_is_made_and_found_again() {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", dir.path().join("x.db").display());

@@ -1,9 +1,18 @@
 //! One text of SQL for both databases: `$1`-style parameters, results by column name, and the two places where the
 //! dialects differ everywhere (`now_us()`, flags).
 //!
+//! Every statement has a time limit of its own here: a server that stands still, or a network that swallows, answers
+//! nothing, and its own limits do not help.
+//!
 //! Texts are constants, or constants joined from constants (a table's name). What comes from outside is a parameter.
 
-use std::{borrow::Cow, str::FromStr};
+use std::{
+    borrow::Cow,
+    future::Future,
+    str::FromStr,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use sqlx::{
     Arguments as _, Postgres, Row as _, SqlSafeStr as _, SqlStr, Sqlite,
@@ -162,6 +171,35 @@ impl Row {
     }
 }
 
+/// For one statement, or for a connection and a transaction's begin. SQLite's own wait for its writer's lock is shorter.
+const ANSWER: Duration = Duration::from_secs(12);
+/// For a migration, which may wait for another one.
+const SCRIPT: Duration = Duration::from_secs(1800);
+
+/// Waits for an answer of the database, not for ever.
+pub(crate) async fn in_time<T>(asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+    within(ANSWER, asked).await
+}
+
+async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(limit, asked).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => {
+            *LAST_SILENCE.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            Err(StoreError::Unavailable(format!("no answer within {} s", limit.as_secs())))
+        }
+    }
+}
+
+/// When a statement of this process last got no answer. Its connection may be one that never answers again.
+static LAST_SILENCE: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// Whether connections that come back are to be doubted.
+pub(crate) fn was_silent_lately() -> bool {
+    let last = *LAST_SILENCE.lock().unwrap_or_else(PoisonError::into_inner);
+    last.is_some_and(|at| at.elapsed() < Duration::from_secs(60))
+}
+
 /// A transaction. Dropped without [`Tx::commit`], it is rolled back.
 #[derive(Debug)]
 pub(crate) enum Tx {
@@ -178,10 +216,12 @@ impl Tx {
     ) -> Result<u64, StoreError> {
         Ok(match self {
             Self::Sqlite(tx) => {
-                sqlx::query_with(for_sqlite(text.into()), sqlite_args(args)?).execute(&mut **tx).await?.rows_affected()
+                let query = sqlx::query_with(for_sqlite(text.into()), sqlite_args(args)?);
+                in_time(query.execute(&mut **tx)).await?.rows_affected()
             }
             Self::Postgres(tx) => {
-                sqlx::query_with(plain(text.into()), postgres_args(args)?).execute(&mut **tx).await?.rows_affected()
+                let query = sqlx::query_with(plain(text.into()), postgres_args(args)?);
+                in_time(query.execute(&mut **tx)).await?.rows_affected()
             }
         })
     }
@@ -193,18 +233,14 @@ impl Tx {
         args: &[Value],
     ) -> Result<Vec<Row>, StoreError> {
         Ok(match self {
-            Self::Sqlite(tx) => sqlx::query_with(for_sqlite(text.into()), sqlite_args(args)?)
-                .fetch_all(&mut **tx)
-                .await?
-                .into_iter()
-                .map(Row::Sqlite)
-                .collect(),
-            Self::Postgres(tx) => sqlx::query_with(plain(text.into()), postgres_args(args)?)
-                .fetch_all(&mut **tx)
-                .await?
-                .into_iter()
-                .map(Row::Postgres)
-                .collect(),
+            Self::Sqlite(tx) => {
+                let query = sqlx::query_with(for_sqlite(text.into()), sqlite_args(args)?);
+                in_time(query.fetch_all(&mut **tx)).await?.into_iter().map(Row::Sqlite).collect()
+            }
+            Self::Postgres(tx) => {
+                let query = sqlx::query_with(plain(text.into()), postgres_args(args)?);
+                in_time(query.fetch_all(&mut **tx)).await?.into_iter().map(Row::Postgres).collect()
+            }
         })
     }
 
@@ -218,31 +254,28 @@ impl Tx {
         Ok(self.rows(text, args).await?.into_iter().next())
     }
 
-    /// Runs several statements without parameters, as a migration has them.
+    /// Runs several statements without parameters, as a migration has them, with a migration's patience.
     pub(crate) async fn script(&mut self, text: &'static str) -> Result<(), StoreError> {
         match self {
-            Self::Sqlite(tx) => sqlx::raw_sql(text).execute(&mut **tx).await.map(|_| ())?,
-            Self::Postgres(tx) => sqlx::raw_sql(text).execute(&mut **tx).await.map(|_| ())?,
+            Self::Sqlite(tx) => within(SCRIPT, sqlx::raw_sql(text).execute(&mut **tx)).await.map(|_| ()),
+            Self::Postgres(tx) => within(SCRIPT, sqlx::raw_sql(text).execute(&mut **tx)).await.map(|_| ()),
         }
-        Ok(())
     }
 
     /// Rolls back now. A transaction that is dropped does so some time later, and keeps its row locks until then.
     pub(crate) async fn rollback(self) -> Result<(), StoreError> {
         match self {
-            Self::Sqlite(tx) => tx.rollback().await?,
-            Self::Postgres(tx) => tx.rollback().await?,
+            Self::Sqlite(tx) => in_time(tx.rollback()).await,
+            Self::Postgres(tx) => in_time(tx.rollback()).await,
         }
-        Ok(())
     }
 
     /// Commits. An error leaves open whether it was committed.
     pub(crate) async fn commit(self) -> Result<(), StoreError> {
         match self {
-            Self::Sqlite(tx) => tx.commit().await?,
-            Self::Postgres(tx) => tx.commit().await?,
+            Self::Sqlite(tx) => in_time(tx.commit()).await,
+            Self::Postgres(tx) => in_time(tx.commit()).await,
         }
-        Ok(())
     }
 }
 

@@ -20,7 +20,7 @@ pub(super) const NOW_US: &str = "(CAST(unixepoch('subsec') * 1000000 AS INTEGER)
 
 /// A writer waits this long for the lock before its transaction is a conflict.
 const BUSY: Duration = Duration::from_secs(10);
-const ACQUIRE: Duration = Duration::from_secs(15);
+const ACQUIRE: Duration = Duration::from_secs(10);
 const READERS: u32 = 4;
 
 /// File systems between machines, as /proc/self/mountinfo calls them. SQLite's write-ahead log needs memory that all

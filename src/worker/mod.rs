@@ -30,11 +30,14 @@ mod stop;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
+    future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use crate::{
+use tokio::task::JoinHandle;
+
     broker::Broker,
     engine::Options,
     model::{Operation, QueueName, Timestamp, WorkerState},
@@ -166,8 +169,7 @@ pub async fn run(
     let replay = tokio::spawn(spool::replay(Arc::clone(&shared), health.heartbeat(name("spool"), limit)));
     let hearts = tokio::spawn(heartbeats(Arc::clone(&shared), health.heartbeat(name("heartbeat"), limit)));
     intake::run(&shared, broker, health.heartbeat(name("intake"), limit)).await;
-    drain(&shared).await;
-    hearts.abort();
+    drain(&shared, hearts).await;
     replay.abort();
     if shared.spool.waiting() > 0 {
         tracing::warn!(waiting = shared.spool.waiting(), "outcomes stay spooled; the next start writes them");
@@ -238,10 +240,9 @@ async fn heartbeats(shared: Arc<Shared>, pulse: crate::telemetry::health::Heartb
 }
 
 /// After the gate has closed: lets attempts finish for a while, then hands back what is left.
-async fn drain(shared: &Arc<Shared>) {
-    let said = |error: StoreError| tracing::warn!(%error, "the database does not know that this worker leaves");
+async fn drain(shared: &Arc<Shared>, hearts: JoinHandle<()>) {
     if !shared.running().is_empty() {
-        shared.store.drain_worker(&shared.session).await.unwrap_or_else(said);
+        say_goodbye(shared.store.drain_worker(&shared.session)).await;
     }
     let finished = tokio::select! {
         finished = tokio::time::timeout(shared.config.drain_limit, shared.slots.all_free()) => finished.is_ok(),
@@ -252,12 +253,26 @@ async fn drain(shared: &Arc<Shared>) {
         // An engine that is stopped makes durable what it has; whoever takes longer is taken by its lease.
         let _ = tokio::time::timeout(HAND_BACK_LIMIT, shared.slots.all_free()).await;
     }
-    shared.store.stop_worker(&shared.session).await.unwrap_or_else(said);
+    // First: a heartbeat behind the goodbye would have the worker back.
+    hearts.abort();
+    let _ = hearts.await;
+    say_goodbye(shared.store.stop_worker(&shared.session)).await;
     tracing::info!(worker = shared.config.name, "the worker has stopped");
 }
 
 /// Whether the database may be back later.
 fn is_away(error: &StoreError) -> bool {
+/// Tells the database that this worker leaves. It is told soon or never: whoever has to leave does not wait for a database
+/// that is away, and the lease says the same later.
+async fn say_goodbye(telling: impl Future<Output = Result<(), StoreError>>) {
+    let error = match tokio::time::timeout(GOODBYE, telling).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "it does not answer".to_owned(),
+    };
+    tracing::warn!(error, "the database does not know that this worker leaves");
+}
+
     matches!(error, StoreError::Unavailable(_) | StoreError::Conflict(_))
 }
 
@@ -294,3 +309,5 @@ fn clock(store: &Store) -> LeaseClock {
 const AWAY: Backoff = Backoff { first: Duration::from_millis(200), limit: Duration::from_secs(5) };
 /// For an engine to stop and the row to be given back.
 const HAND_BACK_LIMIT: Duration = Duration::from_secs(25);
+/// For one word to the database when leaving.
+const GOODBYE: Duration = Duration::from_secs(5);
