@@ -115,9 +115,13 @@ impl From<sqlx::Error> for StoreError {
             sqlx::Error::Database(inner) => {
                 let message = inner.message().to_owned();
                 match inner.code().as_deref().unwrap_or("") {
-                    // PostgreSQL: CX001 is the schema's own refusal, class 23 is a constraint.
-                    "CX001" | "23514" | "23502" | "23503" => Self::Refused(message),
                     "23505" => Self::Duplicate(message),
+                    // PostgreSQL: CX001 is the schema's own refusal, class 23 a constraint, class 22 a value that fits no
+                    // column (a NUL in a text, a number too large).
+                    "CX001" => Self::Refused(message),
+                    code if code.len() == 5 && (code.starts_with("22") || code.starts_with("23")) => {
+                        Self::Refused(message)
+                    }
                     "42501" => Self::Denied(message),
                     "40001" | "40P01" | "55P03" => Self::Conflict(message),
                     // Shutting down, starting up, too many connections, a statement's time limit.

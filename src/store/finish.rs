@@ -4,6 +4,8 @@
 //! An outcome may come late (it was spooled while the database was away) and twice (a commit's answer was lost). It
 //! counts as long as nobody has claimed the work since; its second copy meets its own `attempt` row.
 
+use std::borrow::Cow;
+
 use super::{
     Store, StoreError,
     sql::{Tx, Value, args},
@@ -44,10 +46,13 @@ impl Store {
     /// Writes how an attempt ended. `random` spreads retries and the breaker's looks, over its whole range.
     ///
     /// # Errors
-    /// [`StoreError::Stale`] when the fence was overtaken or the work is over: nothing was written, and nothing will
-    /// ever be. [`StoreError::Refused`] when the outcome contradicts the rules, such as `Completed` where a
-    /// package has no equal record at the destination, of this attempt or an earlier one: to send it again is of no use. Every other error: try again.
+    /// [`StoreError::Stale`] when the fence was overtaken or is another worker's, or the work is over: nothing was
+    /// written, and nothing will ever be. [`StoreError::Refused`] when the outcome contradicts the rules, such as `Completed` where a
+    /// package has no equal record of this attempt at the destination: to send it again is of no use. Every other
+    /// error: try again.
     pub async fn finish(&self, outcome: &AttemptOutcome, random: u32) -> Result<Recorded, StoreError> {
+        let outcome = plain(outcome);
+        let outcome = outcome.as_ref();
         let mut tx = self.write().await?;
         let Some(row) = WorkRow::lock(&mut tx, outcome.work).await? else {
             return Err(StoreError::NotFound { what: "work", name: outcome.work.to_string() });
@@ -57,13 +62,15 @@ impl Store {
             StoreError::Stale { work: outcome.work, fence: outcome.fence }
         };
         if let Some(before) = ended(&mut tx, outcome).await? {
-            return if before == (word(&outcome.ending).to_owned(), ended_at(outcome)) {
+            return if before == (word(&outcome.ending).to_owned(), ended_at(outcome), outcome.worker.clone()) {
                 Ok(Recorded::Before)
             } else {
                 Err(stale())
             };
         }
-        if row.fence != outcome.fence || row.status.is_over() {
+        // A database that was restored gives a fence again, to somebody else.
+        let is_his = row.claimed_by.as_ref().is_none_or(|name| *name == outcome.worker);
+        if row.fence != outcome.fence || !is_his || row.status.is_over() {
             return Err(stale());
         }
         let now = now(&mut tx).await?;
@@ -125,6 +132,28 @@ impl Store {
     }
 }
 
+/// The outcome with texts that a database takes: what an error says may hold bytes of a file, and a NUL among them would
+/// have the whole outcome refused for ever.
+fn plain(outcome: &AttemptOutcome) -> Cow<'_, AttemptOutcome> {
+    let chain = match &outcome.ending {
+        Ending::Failed { chain, .. } => chain.as_slice(),
+        Ending::HandedBack { reason } => std::slice::from_ref(reason),
+        Ending::Completed => &[],
+    };
+    if !chain.iter().chain([&outcome.log]).any(|text| text.contains('\0')) {
+        return Cow::Borrowed(outcome);
+    }
+    let mut outcome = outcome.clone();
+    let clean = |text: &mut String| *text = text.replace('\0', "\u{fffd}");
+    clean(&mut outcome.log);
+    match &mut outcome.ending {
+        Ending::Failed { chain, .. } => chain.iter_mut().for_each(clean),
+        Ending::HandedBack { reason } => clean(reason),
+        Ending::Completed => {}
+    }
+    Cow::Owned(outcome)
+}
+
 const fn word(ending: &Ending) -> &'static str {
     match ending {
         Ending::Completed => "completed",
@@ -143,14 +172,14 @@ async fn now(tx: &mut Tx) -> Result<Timestamp, StoreError> {
     row.ok_or_else(|| StoreError::Corrupt("no time".into()))?.time("now")
 }
 
-/// How the fence of this outcome ended already, if it has.
-async fn ended(tx: &mut Tx, outcome: &AttemptOutcome) -> Result<Option<(String, i64)>, StoreError> {
+/// How, when and with whom the fence of this outcome ended already, if it has.
+async fn ended(tx: &mut Tx, outcome: &AttemptOutcome) -> Result<Option<(String, i64, String)>, StoreError> {
     let text = format!(
-        "SELECT outcome, ended_at FROM attempt WHERE {} = $1 AND fence = $2",
+        "SELECT outcome, ended_at, worker_name FROM attempt WHERE {} = $1 AND fence = $2",
         Kind::of(outcome.work).reference()
     );
     let row = tx.row(text, args![outcome.work.number(), outcome.fence]).await?;
-    row.map(|row| Ok((row.text("outcome")?, row.int("ended_at")?))).transpose()
+    row.map(|row| Ok((row.text("outcome")?, row.int("ended_at")?, row.text("worker_name")?))).transpose()
 }
 
 async fn decide(

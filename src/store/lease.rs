@@ -45,10 +45,10 @@ impl Store {
             "UPDATE {} SET lease_until = coalesce($3, now_us()) + $4, lease_boot = $5, lease_us = $4, \
              renewals = renewals + 1, updated_at = now_us(), \
              bytes_done = CASE WHEN $6 > bytes_total THEN bytes_total WHEN $6 > bytes_done THEN $6 ELSE bytes_done END \
-             WHERE id = $1 AND fence = $2 AND status = 'in_progress' RETURNING cancel_requested",
+             WHERE id = $1 AND fence = $2 AND claimed_by = $7 AND status = 'in_progress' RETURNING cancel_requested",
             work.table()
         );
-        let args = args![work.number(), fence, clock.now_us, micros(lease), &clock.boot, bytes];
+        let args = args![work.number(), fence, clock.now_us, micros(lease), &clock.boot, bytes, &session.name];
         if let Some(row) = tx.row(text, args).await? {
             let cancel = row.flag("cancel_requested")?;
             tx.commit().await?;
@@ -57,7 +57,8 @@ impl Store {
         let Some(row) = WorkRow::lock(&mut tx, work).await? else {
             return Err(StoreError::NotFound { what: "work", name: work.to_string() });
         };
-        let overtaken = row.fence != fence || row.ended.is_some();
+        let is_his = row.claimed_by.as_ref() == Some(&session.name);
+        let overtaken = row.fence != fence || !is_his || row.ended.is_some();
         if overtaken || row.status.on(Move::Revive).is_err() {
             self.count_stale();
             return Ok(Renewal::Overtaken);

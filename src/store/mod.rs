@@ -81,7 +81,8 @@
 //!   swept row may return to its last owner (a late renewal, a late outcome) while the fence is still his and has no
 //!   `attempt` row: an attempt that ended does not come back, and one fence ends once. So a lost attempt is written when
 //!   somebody claims anew, before the fence rises, not when the lease runs out.
-//!   `claimed_by` names whose the fence is, also after the lease was lost.
+//!   `claimed_by` names whose the fence is, also after the lease was lost; a renewal or an outcome of another name is
+//!   refused, because a database that was restored gives a fence twice.
 //! - **Losses.** A sweep counts a lost lease in `losses`, and the work fails when too many come in a row; an outcome, a
 //!   renewal after all and a person's retry count anew. With that failure the lost attempt is written, and no late word of it counts.
 //! - **Limits.** `max_concurrent` and `rate_limit` hold for all workers together. On PostgreSQL a claim counts anew under
@@ -139,10 +140,10 @@
 //! their own. PostgreSQL writes are READ COMMITTED and rely on compare-and-set, unique keys and row locks; reads are
 //! one snapshot. A connection lost during a commit leaves open what happened: whoever cares reads the row again.
 //!
-//! Locks are taken in one order: work, then advisory locks (route, locations by number), then the route, then limits by
 //! No statement is waited for longer than 12 s: a server that stands still, or a network that swallows, is
 //! [`StoreError::Unavailable`] like one that refuses. Whoever leaves waits for less.
 //!
+//! Locks are taken in one order: work, then advisory locks (route, locations by number), then the route, then limits by
 //! scope. Whoever waits for changes uses [`Store::wakeups`].
 
 mod claim;
@@ -234,10 +235,10 @@ pub struct LeaseClock {
     pub steady_us: i64,
 }
 
-impl Store {
 /// For connections to become idle and be closed.
 const GOODBYE: Duration = Duration::from_secs(5);
 
+impl Store {
     /// Connects to `sqlite:PATH` or `postgres://USER@HOST/DATABASE` and refuses a schema that is not this program's. An
     /// SQLite file is made, and brought to this version, if need be: the embedded default has no administrator.
     ///
