@@ -102,7 +102,7 @@ fn outcome(
     outcome
 }
 
-/// Writes an outcome; onto our own disk, if the database does not take it now. Before the slot is free.
+/// Writes an outcome: onto our own disk, then to the database, and both before the slot is free.
 async fn record(shared: &Shared, outcome: AttemptOutcome) {
     match &outcome.ending {
         Ending::Failed { class, chain } => tracing::warn!(%class, error = chain.join(": "), "the attempt failed"),
@@ -110,16 +110,37 @@ async fn record(shared: &Shared, outcome: AttemptOutcome) {
             tracing::info!(bytes = outcome.bytes_done, "the attempt is complete");
         }
     }
-    // On its way to the database it is nowhere else, so that it may not be for long. Written twice it counts once.
-    match tokio::time::timeout(QUICK, write(&shared.store, &outcome)).await {
-        Ok(Written::Done) => return,
-        Ok(Written::Later(error)) => tracing::debug!(%error, "an outcome was not written yet"),
-        Ok(Written::Never(error)) => {
-            tracing::error!(%error, "the database refused an outcome; it is kept for a person to look at");
+    let held = match shared.spool.hold(&outcome).await {
+        Ok(held) => Some(held),
+        Err(error) => {
+            tracing::error!(%error, "an outcome is in memory only, until the database takes it");
+            None
         }
-        Err(_) => tracing::debug!("the database does not answer"),
-    }
-    if let Err(error) = shared.spool.put(outcome).await {
+    };
+    // Whoever waits longer is replayed. Written twice it counts once.
+    let later = match tokio::time::timeout(QUICK, write(&shared.store, &outcome)).await {
+        Ok(Written::Done) => {
+            if let Some(held) = &held {
+                shared.spool.forget(held);
+            }
+            return;
+        }
+        Ok(Written::Never(error)) => match &held {
+            Some(held) => return shared.spool.set_aside(held, &error),
+            None => error.to_string(),
+        },
+        Ok(Written::Later(error)) => error.to_string(),
+        Err(_) => "the database does not answer".to_owned(),
+    };
+    tracing::debug!(error = later, "an outcome was not written yet");
+    let kept = match held {
+        Some(held) => shared.spool.keep(&held),
+        None => match shared.spool.hold(&outcome).await {
+            Ok(held) => shared.spool.keep(&held),
+            Err(error) => Err(error),
+        },
+    };
+    if let Err(error) = kept {
         // The lease runs out, and the work is done again; the receiver has the bytes.
         tracing::error!(%error, "an outcome is lost");
     }
@@ -173,5 +194,5 @@ fn panicked(end: &TaskEnd) -> Attempt {
     attempt
 }
 
-/// For how long an outcome waits for the database before it goes to our own disk.
+/// For how long an outcome waits for the database before it is one that is replayed.
 const QUICK: Duration = Duration::from_secs(5);

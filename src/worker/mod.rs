@@ -10,8 +10,8 @@
 //! at `2026/run7` below the destination's.
 //!
 //! **Order of things.** A hint (or the poll) and a free slot -> `claim_next` -> the hint is acknowledged -> the attempt runs,
-//! its lease is renewed beside it -> its outcome is written, or spooled to this machine's disk while the database is
-//! away. Nothing new is claimed while something is spooled.
+//! its lease is renewed beside it -> its outcome is written to this machine's disk and then to the database, and stays on
+//! the disk while the database is away. Nothing new is claimed while such an outcome waits.
 //!
 //! **Ends of an attempt.** Overtaken: nothing is written. Cancelled: the engine is stopped at once. Draining: it may finish
 //! within a limit, then it is handed back. A panic is caught and recorded with its backtrace as class bug; the daemon
@@ -148,6 +148,7 @@ pub async fn run(
     let spool = Spool::open(&config.spool)?;
     let Some(session) = register(&config, &store, gate).await? else { return Ok(()) };
     tracing::info!(
+    spool.adopt()?;
         worker = config.name,
         slots = config.slots,
         queues = %config.places.keys().cloned().collect::<Vec<_>>().join(", "),

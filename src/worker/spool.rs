@@ -1,8 +1,12 @@
-//! Outcomes that the database did not take yet, one file each, on this machine's disk. A file is there before the slot of
-//! its attempt is free, and goes only after the database has accepted the outcome or called it stale.
+//! Outcomes on their way to the database, one file each, on this machine's disk. A file is there before the database is
+//! told, and goes only after the database has accepted the outcome or called it stale. A worker that dies in between finds
+//! it when it starts again.
 //!
-//! For the first 5 s after its end an outcome is on its way to the database, and in memory only. Should the worker die then,
-//! the lease runs out and the work is done again; the receiver has the bytes.
+//! | name ends in | the outcome |
+//! |---|---|
+//! | `.held` | is being written to the database right now; the next start takes it for one that waits |
+//! | `.json` | waits for the database, and while it does nothing new is claimed |
+//! | `.refused` | will never be taken: it breaks a rule of the database. Told once, kept for a person |
 
 use std::{
     fs, io,
@@ -20,7 +24,7 @@ use tokio::{sync::Notify, task::spawn_blocking};
 use super::{
     AWAY, Shared, complain,
     finish::{Written, write},
-    wait,
+    is_away, wait,
 };
 use crate::{
     disk::{DiskError, Root, write_file},
@@ -34,6 +38,12 @@ pub(super) struct Spool {
     folder: PathBuf,
     waiting: AtomicUsize,
     changed: Notify,
+}
+
+/// An outcome that is safe here while the database is told.
+#[derive(Debug)]
+pub(super) struct Held {
+    file: PathBuf,
 }
 
 /// Why an outcome could not be kept.
@@ -64,6 +74,10 @@ impl Spool {
         if waiting > 0 {
             tracing::info!(waiting, folder = %folder.display(), "outcomes of an earlier run wait for the database");
         }
+        let refused = files_named(folder, "refused").map_err(wrong)?.len();
+        if refused > 0 {
+            tracing::warn!(refused, folder = %folder.display(), "the database refused outcomes; they lie here");
+        }
         Ok(Self { folder: folder.to_owned(), waiting: AtomicUsize::new(waiting), changed: Notify::new() })
     }
 
@@ -72,20 +86,54 @@ impl Spool {
         self.waiting.load(Ordering::Acquire)
     }
 
-    /// Keeps one durably.
-    pub(super) async fn put(&self, outcome: AttemptOutcome) -> Result<(), SpoolError> {
-        let folder = self.folder.clone();
-        let name = name_of(&outcome);
-        tracing::warn!(file = name, "the outcome is kept on this machine until the database takes it");
+    /// Takes over what an earlier process of this name was telling the database when it died. To be called once the name
+    /// is ours.
+    pub(super) fn adopt(&self) -> Result<(), SpoolError> {
+        let wrong = |source| SpoolError::Folder { folder: self.folder.clone(), source };
+        for file in files_named(&self.folder, "held").map_err(wrong)? {
+            tracing::info!(file = %file.display(), "an earlier run died with this outcome; it waits for the database");
+            fs::rename(&file, file.with_extension("json")).map_err(wrong)?;
+        }
+        self.recount();
+        Ok(())
+    }
+
+    /// Makes one durable before the database is told.
+    pub(super) async fn hold(&self, outcome: &AttemptOutcome) -> Result<Held, SpoolError> {
+        let (folder, name, text) = (self.folder.clone(), name_of(outcome, "held"), outcome.to_json());
+        let file = folder.join(&name);
         spawn_blocking(move || {
             let root = Root::open(&folder)?;
-            write_file(root.handle(), name.as_bytes(), outcome.to_json().as_bytes())
+            write_file(root.handle(), name.as_bytes(), text.as_bytes())
         })
         .await
         .map_err(|_| SpoolError::Task)??;
+        Ok(Held { file })
+    }
+
+    /// The database has it.
+    pub(super) fn forget(&self, held: &Held) {
+        // A file that stays is replayed, which changes nothing.
+        if let Err(error) = fs::remove_file(&held.file) {
+            tracing::debug!(file = %held.file.display(), %error, "an outcome that was written stays on the disk");
+        }
+    }
+
+    /// The database does not have it yet: it waits, and is replayed.
+    pub(super) fn keep(&self, held: &Held) -> Result<(), SpoolError> {
+        tracing::warn!(file = %held.file.display(), "the outcome is kept on this machine until the database takes it");
+        let wrong = |source| SpoolError::Folder { folder: self.folder.clone(), source };
+        fs::rename(&held.file, held.file.with_extension("json")).map_err(wrong)?;
         self.recount();
         self.changed.notify_waiters();
         Ok(())
+    }
+
+    /// The database will never take it.
+    pub(super) fn set_aside(&self, held: &Held, why: &dyn std::error::Error) {
+        if let Err(error) = set_aside(&held.file, why) {
+            tracing::error!(file = %held.file.display(), %error, "a refused outcome cannot be renamed");
+        }
     }
 
     fn recount(&self) {
@@ -103,7 +151,10 @@ pub(super) async fn replay(shared: Arc<Shared>, pulse: Heartbeat) {
             match replay_all(&shared).await {
                 Ok(()) => delays.reset(),
                 Err(Trouble::Store(error)) => complain(&error, &mut delays, "spooled outcomes wait for the database"),
-                Err(Trouble::Io(error)) => tracing::error!(%error, "spooled outcomes cannot be read"),
+                Err(Trouble::Io(error)) if delays.failures() == 0 => {
+                    tracing::error!(%error, "spooled outcomes cannot be read");
+                }
+                Err(Trouble::Io(error)) => tracing::debug!(%error, "spooled outcomes still cannot be read"),
             }
             shared.spool.recount();
         }
@@ -125,7 +176,9 @@ enum Trouble {
     Io(io::Error),
 }
 
+/// Each file once. One that the database cannot take now, though it is there, does not keep the others.
 async fn replay_all(shared: &Shared) -> Result<(), Trouble> {
+    let mut trouble = None;
     for file in files(&shared.spool.folder).map_err(Trouble::Io)? {
         let bytes = fs::read(&file).map_err(Trouble::Io)?;
         let outcome = match AttemptOutcome::from_json(&bytes) {
@@ -137,11 +190,12 @@ async fn replay_all(shared: &Shared) -> Result<(), Trouble> {
         };
         match write(&shared.store, &outcome).await {
             Written::Done => fs::remove_file(&file).map_err(Trouble::Io)?,
-            Written::Later(error) => return Err(Trouble::Store(error)),
+            Written::Later(error) if is_away(&error) => return Err(Trouble::Store(error)),
+            Written::Later(error) => trouble = trouble.or(Some(error)),
             Written::Never(error) => set_aside(&file, &error).map_err(Trouble::Io)?,
         }
     }
-    Ok(())
+    trouble.map_or(Ok(()), |error| Err(Trouble::Store(error)))
 }
 
 /// Keeps a file that will never be taken, under a name that is not replayed: a person may want to know.
@@ -152,10 +206,14 @@ fn set_aside(file: &Path, why: &dyn std::error::Error) -> io::Result<()> {
 
 /// The outcomes there, oldest name first.
 fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    files_named(folder, "json")
+}
+
+fn files_named(folder: &Path, ending: &str) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "json") {
+        if path.extension().is_some_and(|e| e == ending) {
             found.push(path);
         }
     }
@@ -163,8 +221,8 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn name_of(outcome: &AttemptOutcome) -> String {
-    format!("{}-{}.json", outcome.work, outcome.fence)
+fn name_of(outcome: &AttemptOutcome, ending: &str) -> String {
+    format!("{}-{}.{ending}", outcome.work, outcome.fence)
 }
 
 /// Between looks at a folder in which nothing waits.
@@ -189,17 +247,24 @@ mod tests {
         let spool = Spool::open(&folder).unwrap();
         assert_eq!(spool.waiting(), 0);
         for number in [1, 2, 1] {
-            spool.put(outcome(number)).await.unwrap();
+            spool.keep(&spool.hold(&outcome(number)).await.unwrap()).unwrap();
         }
         assert_eq!(spool.waiting(), 2, "one fence ends once");
+        // What is being told stops nobody from claiming, and is found all the same.
+        let told = spool.hold(&outcome(3)).await.unwrap();
+        spool.forget(&told);
+        spool.hold(&outcome(4)).await.unwrap();
+        assert_eq!(spool.waiting(), 2);
         drop(spool);
         // What a crash leaves half written has another name.
         fs::write(folder.join("t3-1.json.new"), b"{").unwrap();
         let again = Spool::open(&folder).unwrap();
         assert_eq!(again.waiting(), 2);
+        again.adopt().unwrap();
+        assert_eq!(again.waiting(), 3);
         let read: Vec<_> =
             files(&folder).unwrap().iter().map(|f| AttemptOutcome::from_json(&fs::read(f).unwrap()).unwrap()).collect();
-        assert_eq!(read.iter().map(|o| o.work.number()).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(read.iter().map(|o| o.work.number()).collect::<Vec<_>>(), [1, 2, 4]);
     }
 
     #[test]
