@@ -1,12 +1,9 @@
 //! The outbox on its way to the broker.
 
 use std::{
-    collections::BTreeSet,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt as _, stream};
@@ -14,7 +11,7 @@ use uuid::Uuid;
 
 use super::turns::Turn;
 use crate::{
-    broker::{self, Broker, PublishError},
+    broker::{self, Broker, BrokerError, PublishError},
     store::{Hint, Store, StoreError},
 };
 
@@ -22,37 +19,103 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Relay {
     broker: Arc<dyn Broker>,
-    /// Whether the last turn could publish; only changes are told.
-    works: AtomicBool,
+    /// How long a turn may publish. On PostgreSQL its hints are locked so long, and the database ends a transaction that is
+    /// idle for 60 s.
+    limit: Duration,
+    memory: Mutex<Memory>,
 }
+
+/// What a relay knows from its earlier turns.
+#[derive(Debug)]
+struct Memory {
+    /// Whether the last turn could publish; only changes are told.
+    works: bool,
+    /// Queues that gave no answer, and when they are asked again.
+    silent: BTreeMap<String, Instant>,
+    /// When old hints were last removed.
+    purged: Option<Instant>,
+}
+
+/// What a turn does with one queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ask {
+    /// All its hints are published.
+    Everything,
+    /// It was silent: one hint shows whether it still is.
+    Once,
+    /// It is left alone.
+    Nothing,
+}
+
+/// What the publishes of one turn share.
+#[derive(Debug)]
+struct TurnState {
+    asks: BTreeMap<String, Ask>,
+    /// Hints that were handed to the broker, with their queues, until its answer.
+    begun: BTreeMap<i64, String>,
+}
+
+/// First one hint of each queue, then a second one of each: a queue with many hints does not hold up the others.
+fn in_turns(hints: &[Hint]) -> Vec<&Hint> {
+    let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    let mut ordered: Vec<_> = hints
+        .iter()
+        .map(|hint| {
+            let place = places.entry(hint.queue.to_string()).or_default();
+            *place += 1;
+            (*place, hint)
+        })
+        .collect();
+    ordered.sort_by_key(|(place, _)| *place);
+    ordered.into_iter().map(|(_, hint)| hint).collect()
+}
+
+/// What a hint says that was not sent because its queue did not answer another one.
+const SILENT: &str = "its queue did not answer; it is asked again later";
+/// What a hint says whose turn was over before its answer came.
+const LATE: &str = "no answer came before the turn was over";
 
 impl Relay {
     pub(super) fn new(broker: Arc<dyn Broker>) -> Self {
-        Self { broker, works: AtomicBool::new(true) }
+        Self::with_limit(broker, TURN)
     }
 
-    /// One batch: published, confirmed, marked. A crash between the last two publishes it again, which is allowed.
+    fn with_limit(broker: Arc<dyn Broker>, limit: Duration) -> Self {
+        let memory = Memory { works: true, silent: BTreeMap::new(), purged: None };
+        Self { broker, limit, memory: Mutex::new(memory) }
+    }
+
+    /// One batch: published, confirmed, marked. A crash between the last two publishes it again, which is allowed. A queue
+    /// that gives no answer costs a turn one wait, and the next turns nothing.
     pub(super) async fn turn(&self, store: &Store, keep_sent: Duration) -> Result<Turn, StoreError> {
+        self.purge(store, keep_sent).await?;
         let mut batch = store.unsent(BATCH).await?;
         let hints = batch.hints().to_vec();
         if hints.is_empty() {
-            store.purge_outbox(keep_sent, PURGE).await?;
             return Ok(Turn::Idle);
         }
+        let until = tokio::time::Instant::now() + self.limit;
         // The broker knows each queue once somebody named it; a name more costs nothing.
         let names: BTreeSet<_> =
             hints.iter().filter_map(|h| broker::QueueName::new(&h.queue.to_string()).ok()).collect();
-        if let Err(error) = self.broker.declare(&names).await {
-            tracing::debug!(%error, "queues could not be made yet");
+        match tokio::time::timeout(self.limit / 2, self.broker.declare(&names)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "queues could not be made yet"),
+            Err(_) => tracing::debug!("queues could not be made yet: the broker does not answer"),
         }
-        let publishing: Vec<_> = hints.iter().map(|hint| self.publish(hint.clone())).collect();
-        let published: Vec<_> = stream::iter(publishing).buffer_unordered(AT_ONCE).collect().await;
+        let state = Mutex::new(TurnState { asks: self.plan(&hints), begun: BTreeMap::new() });
+        let publishing: Vec<_> = in_turns(&hints).into_iter().map(|hint| self.publish(hint, &state)).collect();
+        let mut answers = stream::iter(publishing).buffer_unordered(AT_ONCE);
         let (mut sent, mut trouble) = (0u64, None);
-        for (id, result) in published {
+        while let Ok(Some((id, result))) = tokio::time::timeout_at(until, answers.next()).await {
+            let queue = state.lock().unwrap_or_else(PoisonError::into_inner).begun.remove(&id);
             match result {
                 Ok(()) => {
                     batch.mark_sent(id);
                     sent += 1;
+                    if let Some(queue) = queue {
+                        self.memory().silent.remove(&queue);
+                    }
                 }
                 Err(error) => {
                     batch.note_failure(id, error.clone());
@@ -60,18 +123,29 @@ impl Relay {
                 }
             }
         }
+        drop(answers);
+        // What was not begun stays as it was.
+        for (id, queue) in state.into_inner().unwrap_or_else(PoisonError::into_inner).begun {
+            batch.note_failure(id, LATE);
+            self.hush(queue);
+            trouble = trouble.or_else(|| Some(LATE.to_owned()));
+        }
         batch.settle().await?;
         let full = hints.len() >= usize::try_from(BATCH).unwrap_or(usize::MAX);
+        let worked = std::mem::replace(&mut self.memory().works, trouble.is_none());
         match trouble {
             None => {
-                if !self.works.swap(true, Ordering::Relaxed) {
-                    tracing::info!("the broker takes hints again");
+                if !worked {
+                    tracing::info!("the broker takes all hints again");
                 }
                 Ok(if full { Turn::Unfinished } else { Turn::Worked })
             }
             Some(error) => {
-                if self.works.swap(false, Ordering::Relaxed) {
-                    tracing::warn!(error, "the broker takes no hints; they wait, and workers find work by looking");
+                if worked {
+                    tracing::warn!(
+                        error,
+                        "the broker does not take all hints; they wait, and workers find work by looking"
+                    );
                 }
                 // Not at once: the same broker would be asked again and again.
                 Ok(if sent > 0 { Turn::Worked } else { Turn::Idle })
@@ -79,13 +153,65 @@ impl Relay {
         }
     }
 
+    /// Removes old hints at its own pace: an outbox in which something always waits must not grow for ever.
+    async fn purge(&self, store: &Store, keep_sent: Duration) -> Result<(), StoreError> {
+        if self.memory().purged.is_some_and(|at| at.elapsed() < PURGE_EVERY) {
+            return Ok(());
+        }
+        let gone = store.purge_outbox(keep_sent, PURGE).await?;
+        // A full purge has left some.
+        let is_done = gone < u64::from(PURGE);
+        self.memory().purged = is_done.then(Instant::now);
+        Ok(())
+    }
+
+    /// What is asked of each queue in this turn.
+    fn plan(&self, hints: &[Hint]) -> BTreeMap<String, Ask> {
+        let memory = self.memory();
+        let ask = |queue: &String| match memory.silent.get(queue) {
+            None => Ask::Everything,
+            Some(until) if *until <= Instant::now() => Ask::Once,
+            Some(_) => Ask::Nothing,
+        };
+        hints.iter().map(|hint| hint.queue.to_string()).map(|queue| (queue.clone(), ask(&queue))).collect()
+    }
+
+    /// A queue gave no answer.
+    fn hush(&self, queue: String) {
+        self.memory().silent.insert(queue, Instant::now() + QUIET);
+    }
+
     /// The hint's row, and what became of it.
-    async fn publish(&self, hint: Hint) -> (i64, Result<(), String>) {
-        let message = match broker::QueueName::new(&hint.queue.to_string()) {
+    async fn publish(&self, hint: &Hint, state: &Mutex<TurnState>) -> (i64, Result<(), String>) {
+        let name = hint.queue.to_string();
+        let message = match broker::QueueName::new(&name) {
             Ok(queue) => broker::Hint { id: u128::try_from(hint.id).map(Uuid::from_u128).unwrap_or_default(), queue },
             Err(error) => return (hint.id, Err(error.to_string())),
         };
-        (hint.id, self.broker.publish(&message).await.map_err(|error: PublishError| error.to_string()))
+        {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            match state.asks.get(&name) {
+                Some(Ask::Nothing) => return (hint.id, Err(SILENT.to_owned())),
+                Some(Ask::Once) => {
+                    state.asks.insert(name.clone(), Ask::Nothing);
+                }
+                Some(Ask::Everything) | None => {}
+            }
+            state.begun.insert(hint.id, name.clone());
+        }
+        let published = self.broker.publish(&message).await;
+        if let Err(PublishError::Unconfirmed { cause, .. } | PublishError::Unavailable { cause, .. }) = &published
+            && matches!(cause, BrokerError::Timeout { .. } | BrokerError::NotReady { .. })
+        {
+            // The rest of it would wait as long, one lane after the other.
+            state.lock().unwrap_or_else(PoisonError::into_inner).asks.insert(name.clone(), Ask::Nothing);
+            self.hush(name);
+        }
+        (hint.id, published.map_err(|error| error.to_string()))
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -108,3 +234,135 @@ const BATCH: u32 = 200;
 const AT_ONCE: usize = 64;
 /// Old hints that go in one turn.
 const PURGE: u32 = 5000;
+/// Between two looks for old hints.
+const PURGE_EVERY: Duration = Duration::from_secs(30);
+/// For publishing in one turn.
+const TURN: Duration = Duration::from_secs(25);
+/// How long a queue that gave no answer is left alone.
+const QUIET: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        num::NonZeroU16,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use async_trait::async_trait;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        broker::{DeadLetterSink, Figures, MemoryBroker, QueueName, Subscription},
+        model::topology::Topology,
+        store::Apply,
+    };
+
+    /// Takes hints of all queues but one, which never answers.
+    #[derive(Debug, Default)]
+    struct Leaderless {
+        asked: AtomicUsize,
+        taken: AtomicUsize,
+        inner: MemoryBroker,
+    }
+
+    #[async_trait]
+    impl Broker for Leaderless {
+        async fn declare(&self, _: &BTreeSet<QueueName>) -> Result<(), BrokerError> {
+            Ok(())
+        }
+
+        async fn publish(&self, hint: &broker::Hint) -> Result<(), PublishError> {
+            if hint.queue.as_str().starts_with("there") {
+                self.taken.fetch_add(1, Ordering::SeqCst);
+                return Ok(());
+            }
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            std::future::pending().await
+        }
+
+        async fn subscribe(
+            &self,
+            queues: BTreeSet<QueueName>,
+            slots: NonZeroU16,
+        ) -> Result<Box<dyn Subscription>, BrokerError> {
+            self.inner.subscribe(queues, slots).await
+        }
+
+        async fn bury(&self, sink: Arc<dyn DeadLetterSink>, stop: CancellationToken) {
+            self.inner.bury(sink, stop).await;
+        }
+
+        async fn prove(&self) -> Result<(), BrokerError> {
+            Ok(())
+        }
+
+        fn figures(&self) -> &Figures {
+            self.inner.figures()
+        }
+
+        async fn close(&self) {
+            self.inner.close().await;
+        }
+    }
+
+    const TOPOLOGY: &str = "[[site]]\nname = \"here\"\nshort_name = \"here\"\n\
+        [[site]]\nname = \"there\"\nshort_name = \"there\"\n\
+        [[location]]\nsite = \"here\"\nname = \"a\"\ntype = \"buffer\"\n\
+        [[location]]\nsite = \"there\"\nname = \"b\"\ntype = \"buffer\"\n";
+
+    #[tokio::test]
+    async fn a_queue_that_never_answers_costs_one_wait_and_holds_up_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&format!("sqlite:{}", dir.path().join("x.db").display())).await.unwrap();
+        store.apply_topology(&Topology::parse(TOPOLOGY).unwrap(), "test", Apply::Now).await.unwrap();
+        let broker = Arc::new(Leaderless::default());
+        let relay = Relay::with_limit(Arc::clone(&broker) as Arc<dyn Broker>, Duration::from_millis(400));
+        let add = async |location: &str, count: usize| {
+            let mut tx = store.write().await.unwrap();
+            for n in 0..count {
+                let text = format!(
+                    "INSERT INTO outbox (location_id, operation, work_id, priority) \
+                     SELECT id, 'data_transfer', {n}, 4 FROM data_location WHERE name = '{location}'"
+                );
+                tx.execute(text, &[]).await.unwrap();
+            }
+            tx.commit().await.unwrap();
+        };
+        // More of the stuck queue than go at once, and before the others.
+        add("a", 150).await;
+        add("b", 20).await;
+        let keep = Duration::from_secs(3600);
+        relay.turn(&store, keep).await.unwrap();
+        let asked = broker.asked.load(Ordering::SeqCst);
+        assert!((1..=AT_ONCE).contains(&asked), "{asked}");
+        assert_eq!(broker.taken.load(Ordering::SeqCst), 20, "the others go");
+        relay.turn(&store, keep).await.unwrap();
+        assert_eq!(broker.asked.load(Ordering::SeqCst), asked, "it is left alone");
+        assert_eq!(store.unsent(500).await.unwrap().hints().len(), 150, "and its hints wait");
+        relay.memory().silent.values_mut().for_each(|until| *until = Instant::now());
+        relay.turn(&store, keep).await.unwrap();
+        assert_eq!(broker.asked.load(Ordering::SeqCst), asked + 1, "one hint looks whether it is back");
+    }
+
+    #[tokio::test]
+    async fn old_hints_go_although_something_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&format!("sqlite:{}", dir.path().join("x.db").display())).await.unwrap();
+        store.apply_topology(&Topology::parse(TOPOLOGY).unwrap(), "test", Apply::Now).await.unwrap();
+        let mut tx = store.write().await.unwrap();
+        for (location, sent) in [("b", "7"), ("a", "NULL")] {
+            let text = format!(
+                "INSERT INTO outbox (location_id, operation, work_id, priority, sent_at) \
+                 SELECT id, 'data_transfer', 1, 4, {sent} FROM data_location WHERE name = '{location}'"
+            );
+            tx.execute(text, &[]).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+        let relay = Relay::with_limit(Arc::new(Leaderless::default()), Duration::from_millis(50));
+        relay.turn(&store, Duration::from_secs(3600)).await.unwrap();
+        let mut tx = store.read().await.unwrap();
+        let row = tx.row("SELECT count(*) AS n FROM outbox", &[]).await.unwrap().unwrap();
+        assert_eq!(row.int("n").unwrap(), 1);
+    }
+}
