@@ -35,7 +35,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("model", &["chunk", "config::units"]),
     ("store", &["chunk", "model"]),
     ("config::units", &[]),
-    ("manager", &["broker", "model", "store", "task", "telemetry"]),
+    ("manager", &["broker", "chunk", "model", "store", "task", "telemetry"]),
     (
         "worker",
         &[
