@@ -159,8 +159,12 @@ impl Broker for MemoryBroker {
                     }
                 }
                 Err(error) => {
+                    if delays.failures() == 0 {
+                        tracing::warn!(%error, "a dead letter waits in the broker");
+                    } else {
+                        tracing::debug!(%error, failures = delays.failures(), "a dead letter still waits");
+                    }
                     let delay = delays.next_delay();
-                    tracing::warn!(%error, delay_ms = delay.as_millis(), "trying again");
                     if stop.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
                         return;
                     }

@@ -41,12 +41,14 @@ impl Daemon {
             let pulse = self.health.heartbeat(self.name.clone(), (self.every * 10).max(LONGEST_SILENCE));
             let mut wakeups = self.store.wakeups();
             let mut delays = BACKOFF.delays();
+            let mut conflicts = 0_u32;
             while !self.gate.is_draining() {
                 let next = std::sync::Arc::clone(&turn);
                 let running = supervise(self.name.clone(), async move { next().await });
                 let Some(ended) = self.gate.unless_stopped(running).await else { break };
                 let rest = match ended {
                     Ok(Ok(found)) => {
+                        conflicts = 0;
                         if delays.failures() > 0 {
                             tracing::info!(task = self.name, failures = delays.failures(), "works again");
                             delays.reset();
@@ -54,8 +56,11 @@ impl Daemon {
                         tell(&pulse, found);
                         (found != Turn::Unfinished).then_some(self.every)
                     }
-                    // Another manager did the same just now.
-                    Ok(Err(StoreError::Conflict(_) | StoreError::Duplicate(_))) => Some(SOON),
+                    // Another manager did the same just now. One that is always in the way is an error like others.
+                    Ok(Err(StoreError::Conflict(_) | StoreError::Duplicate(_))) if conflicts < MANY => {
+                        conflicts += 1;
+                        Some(SOON)
+                    }
                     Ok(Err(error)) => {
                         // Once, and then only for whoever wants details.
                         if delays.failures() == 0 {
@@ -95,6 +100,8 @@ fn tell(pulse: &Heartbeat, found: Turn) {
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), limit: Duration::from_secs(5) };
 /// After a transaction that met another one.
 const SOON: Duration = Duration::from_millis(20);
+/// Conflicts in a row that are only bad luck.
+const MANY: u32 = 20;
 /// A defect that comes at every turn must not fill the log.
 const AFTER_PANIC: Duration = Duration::from_secs(5);
 /// A loop that says nothing for so long stands still.

@@ -173,6 +173,7 @@ impl Store {
 }
 
 async fn listen(pool: PgPool, counts: watch::Sender<Counts>) {
+    let mut was_told = false;
     loop {
         let listening = async {
             let mut listener = PgListener::connect_with(&pool).await?;
@@ -180,10 +181,20 @@ async fn listen(pool: PgPool, counts: watch::Sender<Counts>) {
             Ok::<_, sqlx::Error>(listener)
         };
         let mut listener = match listening.await {
-            Ok(listener) => listener,
+            Ok(listener) => {
+                if std::mem::take(&mut was_told) {
+                    tracing::info!("listening to the database works again");
+                }
+                listener
+            }
             Err(sqlx::Error::PoolClosed) => return,
             Err(error) => {
-                tracing::warn!(%error, "cannot listen to the database; changes are found by looking");
+                // Once for each time that it is away.
+                if std::mem::replace(&mut was_told, true) {
+                    tracing::debug!(%error, "cannot listen to the database yet");
+                } else {
+                    tracing::warn!(%error, "cannot listen to the database; changes are found by looking");
+                }
                 tokio::time::sleep(AGAIN).await;
                 continue;
             }

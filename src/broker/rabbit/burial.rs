@@ -24,14 +24,22 @@ use crate::broker::{
 /// Hands dead letters to the sink for ever, through every failure of the broker.
 pub(super) async fn bury(link: &Link, times: Times, sink: Arc<dyn DeadLetterSink>, figures: &Figures) {
     let mut delays = times.backoff.delays();
+    let mut told: Option<BrokerError> = None;
     loop {
         let began = Instant::now();
         let error = session(link, times, sink.as_ref(), figures).await;
         if began.elapsed() > times.backoff.limit {
             delays.reset();
+            told = None;
         }
         let delay = delays.next_delay();
-        tracing::warn!(%error, delay_ms = delay.as_millis(), "dead letters are not read; trying again");
+        // Once for each kind of trouble; when the broker is back, its link says so.
+        if told.as_ref() == Some(&error) {
+            tracing::debug!(%error, delay_ms = delay.as_millis(), "dead letters are still not read");
+        } else {
+            tracing::warn!(%error, "dead letters are not read; they wait in the broker");
+            told = Some(error);
+        }
         figures.count_failed();
         sleep(delay).await;
     }
@@ -102,9 +110,15 @@ async fn read(
 async fn keep(sink: &dyn DeadLetterSink, letter: &DeadLetter) {
     let mut delays = SINK_BACKOFF.delays();
     while let Err(error) = sink.bury(letter).await {
-        let delay = delays.next_delay();
-        tracing::warn!(%error, delay_ms = delay.as_millis(), "trying again");
-        sleep(delay).await;
+        if delays.failures() == 0 {
+            tracing::warn!(%error, "a dead letter waits in the broker");
+        } else {
+            tracing::debug!(%error, failures = delays.failures(), "a dead letter still waits in the broker");
+        }
+        sleep(delays.next_delay()).await;
+    }
+    if delays.failures() > 0 {
+        tracing::info!("dead letters are kept again");
     }
 }
 

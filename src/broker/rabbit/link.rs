@@ -39,6 +39,8 @@ struct State {
     delays: Delays,
     /// When the last call failed, why, and until when no other is made.
     failed: Option<(Instant, BrokerError)>,
+    /// What was told of the present trouble.
+    told: Option<BrokerError>,
     closed: bool,
 }
 
@@ -49,7 +51,7 @@ impl Link {
             config,
             purpose,
             figures,
-            state: Mutex::new(State { current: None, delays, failed: None, closed: false }),
+            state: Mutex::new(State { current: None, delays, failed: None, told: None, closed: false }),
         }
     }
 
@@ -74,7 +76,12 @@ impl Link {
             Ok(connection) => {
                 self.figures.count_connected();
                 state.failed = None;
+                if state.delays.failures() > 0 {
+                    let failures = state.delays.failures();
+                    tracing::info!(purpose = self.purpose, failures, "the broker can be reached again");
+                }
                 state.delays.reset();
+                state.told = None;
                 let connection = Arc::new(connection);
                 state.current = Some(Arc::clone(&connection));
                 Ok(connection)
@@ -82,7 +89,14 @@ impl Link {
             Err(error) => {
                 self.figures.count_failed();
                 let delay = state.delays.next_delay();
-                tracing::warn!(%error, purpose = self.purpose, delay_ms = delay.as_millis(), "calling again later");
+                // Once for each kind of trouble, not at each call.
+                let purpose = self.purpose;
+                if state.told.as_ref() == Some(&error) {
+                    tracing::debug!(%error, purpose, delay_ms = delay.as_millis(), "still cannot be reached");
+                } else {
+                    tracing::warn!(%error, purpose, "the broker cannot be reached; called again until it can");
+                    state.told = Some(error.clone());
+                }
                 state.failed = Some((Instant::now() + delay, error.clone()));
                 Err(error)
             }
