@@ -11,7 +11,7 @@ use super::{
     settle::keep_states,
     sql::{Tx, Value, args},
     wakeups::Wakeup,
-    work::Kind as WorkKind,
+    work::{Kind as WorkKind, WorkRow},
 };
 use crate::model::{LocationId, RouteId, Status, Work};
 
@@ -463,6 +463,7 @@ async fn stop(tx: &mut Tx, kind: WorkKind, ids: &[i64], actor: &str, reason: &st
         kind.table(),
         list(4, ids.len())
     );
+    WorkRow::end_all_lost(tx, kind, ids, "its lease ran out, and then it was cancelled").await?;
     let cause = format!("by {actor}: {reason}");
     let fixed: &[Value] = args![actor, reason, cause];
     tx.execute(text, &with_ids(fixed, ids.iter().copied())).await?;

@@ -17,7 +17,7 @@ use super::{
     plan::time,
     sql::{Row, Tx, args},
     wakeups::Wakeup,
-    work::Kind as WorkKind,
+    work::{Kind as WorkKind, WorkRow},
 };
 use crate::model::{Operation, RetryPolicy, Timestamp};
 
@@ -343,6 +343,7 @@ async fn cancel_now(tx: &mut Tx, kind: WorkKind, ids: &[i64], actor: &str) -> Re
     if ids.is_empty() {
         return Ok(0);
     }
+    WorkRow::end_all_lost(tx, kind, ids, "its lease ran out, and somebody had cancelled it").await?;
     let text = format!(
         "UPDATE {} SET status = 'failed', error_class = 'cancelled', error_text = 'a person asked for it while it ran', finished_at = now_us(),
             updated_at = now_us(), changed_by = $1

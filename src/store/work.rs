@@ -2,6 +2,7 @@
 
 use super::{
     StoreError,
+    many::{list, with_ids},
     sql::{Row, Tx, args},
 };
 use crate::model::{ArchiveTransferId, Fence, LocationId, Operation, RouteId, Status, TransferId, Work};
@@ -177,6 +178,27 @@ impl WorkRow {
         let args =
             args![self.work.number(), self.fence, self.attempt, name, self.claimed_at, outcome, chain, self.bytes_done];
         tx.execute(text, args).await?;
+        Ok(())
+    }
+
+    /// The same for many, before somebody ends work whose owner was lost: those of `ids` that are not over, and whose
+    /// fence has not ended.
+    pub(super) async fn end_all_lost(tx: &mut Tx, kind: Kind, ids: &[i64], why: &str) -> Result<(), StoreError> {
+        let chain = serde_json::to_string(&[why]).map_err(|e| StoreError::Refused(e.to_string()))?;
+        let text = format!(
+            "INSERT INTO attempt ({reference}, fence, number, worker_id, worker_name, started_at, ended_at, outcome, \
+             error_chain, bytes_done) \
+             SELECT t.id, t.fence, t.attempt, (SELECT w.id FROM worker w WHERE w.name = t.claimed_by), \
+                 coalesce(t.claimed_by, 'unknown'), coalesce(t.claimed_at, now_us()), now_us(), 'lost_worker', $1, \
+                 t.bytes_done \
+             FROM {table} t WHERE t.id IN ({names}) AND t.status IN ('pending', 'scheduled', 'in_progress') \
+                 AND t.fence > 0 AND t.attempt > 0 \
+                 AND NOT EXISTS (SELECT 1 FROM attempt a WHERE a.{reference} = t.id AND a.fence = t.fence)",
+            reference = kind.reference(),
+            table = kind.table(),
+            names = list(2, ids.len())
+        );
+        tx.execute(text, &with_ids(args![chain], ids.iter().copied())).await?;
         Ok(())
     }
 
