@@ -12,6 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lapin::{
+    BasicProperties,
+    options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable},
+};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -29,7 +34,7 @@ struct World {
     _endpoints: Vec<Running>,
     manager: Option<Running>,
     // Behind those that talk to them.
-    _servers: Option<Servers>,
+    servers: Option<Servers>,
     // Last: it ends by force what has not ended by then.
     scene: Scene,
 }
@@ -43,6 +48,56 @@ struct Servers {
 impl Servers {
     fn database(&self, login: &str) -> String {
         self.postgres.url(login, "postgres")
+    }
+
+    /// A number that the owner reads.
+    fn int(&self, text: &'static str) -> i64 {
+        tokio::runtime::Runtime::new().expect("a runtime").block_on(async {
+            let pool = sqlx::PgPool::connect(&self.database(Postgres::ADMIN)).await.expect("reach the server");
+            sqlx::query_scalar(text).fetch_one(&pool).await.expect("a number")
+        })
+    }
+
+    /// A channel of the broker, without our code.
+    async fn channel(&self) -> (lapin::Connection, lapin::Channel) {
+        let address = format!("amqp://guest:guest@127.0.0.1:{}", self.rabbit.port());
+        let connection = lapin::Connection::connect(&address, lapin::ConnectionProperties::default())
+            .await
+            .expect("RabbitMQ answers");
+        let channel = connection.create_channel().await.expect("a channel");
+        (connection, channel)
+    }
+
+    /// How many messages a queue holds.
+    fn waiting(&self, queue: &str) -> u32 {
+        tokio::runtime::Runtime::new().expect("a runtime").block_on(async {
+            let (connection, channel) = self.channel().await;
+            let passive = QueueDeclareOptions::durable().passive();
+            let found = channel.queue_declare(queue.into(), passive, FieldTable::default()).await.expect("the queue");
+            let count = found.message_count();
+            connection.close(200, "done".into()).await.expect("closed");
+            count
+        })
+    }
+
+    /// Puts a message among the dead letters that no broker of ours would have put there.
+    fn forge_dead_letter(&self, message_id: &str, deaths: &str, body: &[u8]) {
+        tokio::runtime::Runtime::new().expect("a runtime").block_on(async {
+            let (connection, channel) = self.channel().await;
+            channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
+            let mut death = FieldTable::default();
+            for field in ["queue", "reason"] {
+                death.insert(field.into(), AMQPValue::LongString(deaths.into()));
+            }
+            let mut headers = FieldTable::default();
+            let deaths = AMQPValue::FieldArray(vec![AMQPValue::FieldTable(death)].into());
+            headers.insert("x-death".into(), deaths);
+            let properties = BasicProperties::default().with_message_id(message_id.into()).with_headers(headers);
+            let options = BasicPublishOptions::default();
+            let sent = channel.basic_publish("".into(), "ccat_xfer.dead".into(), options, body, properties).await;
+            assert!(sent.expect("sent").await.expect("confirmed").is_ack());
+            connection.close(200, "done".into()).await.expect("closed");
+        });
     }
 
     /// Logins of the roles that `db migrate` made.
@@ -130,8 +185,8 @@ impl World {
             );
             fs::write(scene.join(&format!("{file}.toml")), settings).expect("write the settings");
         }
-        let mut world = Self { scene, _endpoints: endpoints, manager: None, _servers: servers };
-        if let Some(servers) = &world._servers {
+        let mut world = Self { scene, _endpoints: endpoints, manager: None, servers };
+        if let Some(servers) = &world.servers {
             world.say(["db", "migrate"]);
             servers.make_logins();
         }
@@ -168,6 +223,16 @@ impl World {
     fn worker(&self, name: &str) -> Running {
         let words = ["worker", "--name", name, "--location", "ccat/buffer", "cologne/buffer"];
         self.start(&words, "the worker is registered")
+    }
+
+    /// A worker in whose process a panic is planted at a package.
+    fn clumsy_worker(&self, package: &str) -> Running {
+        let mut command = self.command(&["worker", "--name", "clumsy", "--location", "ccat/buffer", "cologne/buffer"]);
+        command.env("CCAT_XFER_PANIC", package);
+        let mut running = spawn(&self.scene, command);
+        let begun = running.wait_until(HANG, |r| r.stderr_so_far().contains("the worker is registered"));
+        assert!(begun, "the worker does not begin:\n{}", running.stderr_so_far());
+        running
     }
 
     fn origin(&self) -> PathBuf {
@@ -303,7 +368,105 @@ fn packages_arrive_with_postgresql_and_rabbitmq() {
     }
     let scene = Scene::new("servers");
     let servers = Servers { postgres: Postgres::start(&scene, Durability::Fsync), rabbit: Rabbitmq::start("hints") };
-    complete_chain(&World::with(scene, "origin", None, Some(servers)));
+    // Slow enough to be in the middle of something when the database goes away.
+    let mut world = World::with(scene, "origin", Some("4M"), Some(servers));
+    complete_chain(&world);
+    every_hint_went_through_the_broker(&world);
+    forged_letters_are_buried(&world);
+    an_outcome_waits_for_its_database(&mut world);
+}
+
+/// The database's own notices wake workers too, so that the packages alone say nothing about the broker.
+fn every_hint_went_through_the_broker(world: &World) {
+    let servers = world.servers.as_ref().expect("servers");
+    let end = Instant::now() + HANG;
+    while servers.int("SELECT count(*) FROM ccat_xfer.outbox WHERE sent_at IS NULL") > 0 {
+        assert!(Instant::now() < end, "hints are not confirmed");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(
+        servers.int("SELECT count(*) FROM ccat_xfer.outbox WHERE sent_at IS NOT NULL") >= 2,
+        "one for each transfer"
+    );
+    // The worker has left: what it had not acknowledged would be back.
+    assert_eq!(servers.waiting("ccat_buffer_data_transfer"), 0, "the worker took them from the broker");
+}
+
+/// Seen to stop the burial for ever without the cleaning of texts.
+fn forged_letters_are_buried(world: &World) {
+    let servers = world.servers.as_ref().expect("servers");
+    servers.forge_dead_letter("a\0b", "the\0queue \u{1b}[2J", b"\0\xff{");
+    servers.forge_dead_letter("plain", "rejected", b"not a hint");
+    let end = Instant::now() + HANG;
+    let letters = loop {
+        let letters = lines(&world.say(["list", "dead-letters", "--json"]).stdout);
+        if letters.len() >= 2 {
+            break letters;
+        }
+        let manager = world.manager.as_ref().map(Running::stderr_so_far).unwrap_or_default();
+        assert!(Instant::now() < end, "{letters:?}\n--- manager\n{manager}");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert!(letters[0].to_string().contains("the?queue ?[2J"), "{letters:?}");
+    assert_eq!(servers.waiting("ccat_xfer.dead"), 0);
+}
+
+/// The database stands still in the middle of a transfer and until after its end.
+fn an_outcome_waits_for_its_database(world: &mut World) {
+    write_file(&world.origin().join("late"), 24 << 20, &mut seed("control_loop"));
+    world.submit("late");
+    let mut worker = world.worker("w2");
+    let is_late = |t: &&Value| t["bytes_total"].as_u64() == Some(24 << 20);
+    let end = Instant::now() + HANG;
+    while !world.transfers().iter().find(is_late).is_some_and(|t| t["bytes_done"].as_u64() > Some(0)) {
+        assert!(Instant::now() < end, "{:?}\n{}", world.transfers(), worker.stderr_so_far());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let servers = world.servers.as_ref().expect("servers");
+    servers.postgres.freeze(true);
+    let kept = worker.wait_until(HANG, |w| w.stderr_so_far().contains("is kept on this machine"));
+    servers.postgres.freeze(false);
+    assert!(kept, "{}", worker.stderr_so_far());
+    loop {
+        let transfers = world.transfers();
+        let late = transfers.iter().find(is_late).expect("the transfer");
+        if late["status"] == "completed" {
+            assert_eq!((&late["attempt"], &late["fence"]), (&Value::from(1), &Value::from(1)), "{late}");
+            break;
+        }
+        assert!(Instant::now() < end + HANG, "{late}\n{}", worker.stderr_so_far());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    world.assert_arrived("late");
+    worker.signal(Signal::TERM);
+    worker.wait(HANG).expect_code(0);
+}
+
+#[test]
+fn a_panic_in_one_task_is_recorded_and_the_daemon_goes_on() {
+    let mut world = World::new("panic", "origin", None);
+    for name in ["bad", "good"] {
+        write_file(&world.origin().join(name), 70_000, &mut seed("control_loop"));
+    }
+    world.submit("bad");
+    let mut worker = world.clumsy_worker("bad");
+    let row = world.until("a bug", |t| t["error_class"] == "bug");
+    assert_eq!((&row["status"], &row["retry_count"]), (&Value::from("pending"), &Value::from(1)), "{row}");
+    let history = world.history("t1");
+    let attempt = &history["attempts"][0];
+    assert_eq!(attempt["outcome"], "bug", "{history}");
+    let chain = attempt["error_chain"].to_string();
+    assert!(chain.contains("panicked at") && chain.contains("planted at bad"), "{attempt}");
+    let log = attempt["log"].as_str().expect("a log");
+    assert!(log.contains("package_begins"), "with its backtrace: {log}");
+    worker.assert_running("after a panic");
+    world.submit("good");
+    let end = Instant::now() + HANG;
+    while !world.transfers().iter().any(|t| t["status"] == "completed") {
+        assert!(Instant::now() < end, "{:?}\n{}", world.transfers(), worker.stderr_so_far());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    world.assert_arrived("good");
 }
 
 /// A route so slow that a file of this length is under way for some 24 s.

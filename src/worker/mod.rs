@@ -19,6 +19,7 @@
 
 mod collector;
 mod failure;
+mod fault;
 mod finish;
 mod intake;
 mod lease;
@@ -29,15 +30,15 @@ mod stop;
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
     future::Future,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use crate::{
 use tokio::task::JoinHandle;
 
+use crate::{
     broker::Broker,
     engine::Options,
     model::{Operation, QueueName, Timestamp, WorkerState},
@@ -147,8 +148,8 @@ pub async fn run(
 ) -> Result<(), WorkerError> {
     let spool = Spool::open(&config.spool)?;
     let Some(session) = register(&config, &store, gate).await? else { return Ok(()) };
-    tracing::info!(
     spool.adopt()?;
+    tracing::info!(
         worker = config.name,
         slots = config.slots,
         queues = %config.places.keys().cloned().collect::<Vec<_>>().join(", "),
@@ -261,8 +262,6 @@ async fn drain(shared: &Arc<Shared>, hearts: JoinHandle<()>) {
     tracing::info!(worker = shared.config.name, "the worker has stopped");
 }
 
-/// Whether the database may be back later.
-fn is_away(error: &StoreError) -> bool {
 /// Tells the database that this worker leaves. It is told soon or never: whoever has to leave does not wait for a database
 /// that is away, and the lease says the same later.
 async fn say_goodbye(telling: impl Future<Output = Result<(), StoreError>>) {
@@ -274,6 +273,8 @@ async fn say_goodbye(telling: impl Future<Output = Result<(), StoreError>>) {
     tracing::warn!(error, "the database does not know that this worker leaves");
 }
 
+/// Whether the database may be back later.
+fn is_away(error: &StoreError) -> bool {
     matches!(error, StoreError::Unavailable(_) | StoreError::Conflict(_))
 }
 
@@ -308,7 +309,7 @@ fn clock(store: &Store) -> LeaseClock {
 
 /// Between looks at a database that is away.
 const AWAY: Backoff = Backoff { first: Duration::from_millis(200), limit: Duration::from_secs(5) };
-/// For an engine to stop and the row to be given back.
-const HAND_BACK_LIMIT: Duration = Duration::from_secs(25);
 /// For one word to the database when leaving.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// For an engine to stop and the row to be given back.
+const HAND_BACK_LIMIT: Duration = Duration::from_secs(25);

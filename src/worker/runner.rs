@@ -16,6 +16,7 @@ use super::{
     Shared,
     collector::{Collector, Meter, Seen},
     failure::{End, Failure},
+    fault,
 };
 use crate::{
     chunk::{Digest, RelPath},
@@ -68,6 +69,7 @@ pub(super) async fn run(shared: &Shared, claim: &Claim, meter: Meter, cancel: Ca
             attempt.failure = Some(Failure::new(ErrorClass::Cancelled, "stopped between two packages"));
             break;
         }
+        fault::package_begins(&member.relative_path);
         let package = format!("package {} ({})", member.package, member.name);
         match carry(shared, claim, member, &way, &meter, &cancel, &mut attempt).await {
             Ok(()) => meter.finish(member.size_bytes),
