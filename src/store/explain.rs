@@ -370,7 +370,10 @@ async fn route(
     }
     let state: BreakerState = row.word("breaker_state")?;
     let until = row.opt_time("breaker_until")?;
-    if state == BreakerState::HalfOpen || (state == BreakerState::Open && until.is_some_and(|until| until > now && until <= now.after(Breaker::LONGEST_PAUSE))) {
+    if state == BreakerState::HalfOpen
+        || (state == BreakerState::Open
+            && until.is_some_and(|until| until > now && until <= now.after(Breaker::LONGEST_PAUSE)))
+    {
         let text = "SELECT at, reason FROM event WHERE entity = 'data_transfer_route' AND entity_id = $1
                 AND to_state LIKE $2 AND from_state NOT LIKE $2 ORDER BY id DESC LIMIT 1";
         let event = tx.row(text, args![subject.route, format!("% {state}")]).await?;

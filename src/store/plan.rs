@@ -252,12 +252,7 @@ impl Store {
     }
 
     /// Keeps the obstacle of the first requests of a group up to date, writing only where it changed.
-    async fn show_obstacle(
-        &self,
-        group: &Group,
-        obstacle: &Obstacle,
-        look_again: Duration,
-    ) -> Result<(), StoreError> {
+    async fn show_obstacle(&self, group: &Group, obstacle: &Obstacle, look_again: Duration) -> Result<(), StoreError> {
         let text = obstacle.to_string();
         let mut tx = self.read().await?;
         let (waiting, _) = head(&mut tx, group, SHOWN, look_again, "").await?;

@@ -119,8 +119,8 @@ impl Store {
         for row in &rows {
             let (id, fence, renewals) = (row.int("id")?, row.int("fence")?, row.int("renewals")?);
             seen.insert(id);
-            let is_lost = self.backend() == Backend::Sqlite
-                || watch.is_lost(look, id, (fence, renewals), row.int("lease_us")?);
+            let is_lost =
+                self.backend() == Backend::Sqlite || watch.is_lost(look, id, (fence, renewals), row.int("lease_us")?);
             if is_lost {
                 lost.push(Lost { work: kind.work(id), fence, renewals });
             }
@@ -184,9 +184,7 @@ impl Store {
                 let (id, nonce, beats) = (row.int("id")?, row.text("boot_nonce")?, row.int("heartbeats")?);
                 seen.insert(id);
                 let mark = (nonce.clone(), beats);
-                if self.backend() == Backend::Sqlite
-                    || watches.workers.is_lost(look, id, mark, row.int("lease_us")?)
-                {
+                if self.backend() == Backend::Sqlite || watches.workers.is_lost(look, id, mark, row.int("lease_us")?) {
                     dead.push((id, row.text("name")?, nonce, beats));
                 }
             }

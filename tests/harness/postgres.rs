@@ -42,6 +42,11 @@ impl Postgres {
     }
 
     pub(crate) fn start(scene: &Scene, durability: Durability) -> Self {
+        Self::start_with(scene, durability, &[])
+    }
+
+    /// With variables in the server's environment.
+    pub(crate) fn start_with(scene: &Scene, durability: Durability, environment: &[(&str, PathBuf)]) -> Self {
         let programs = programs().expect("asked for before");
         let dir = tempfile::Builder::new().prefix("ccat-pg-").tempdir().expect("a temporary folder");
         if is_root() {
@@ -54,12 +59,12 @@ impl Postgres {
         init.args(["-U", Self::ADMIN, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D"])
             .arg(postgres.data());
         spawn(scene, init).wait(Self::LIMIT).expect_code(0);
-        postgres.launch(scene, durability);
+        postgres.launch(scene, durability, environment);
         postgres
     }
 
-    fn launch(&mut self, scene: &Scene, durability: Durability) {
-        let mut command = self.program("postgres");
+    fn launch(&mut self, scene: &Scene, durability: Durability, environment: &[(&str, PathBuf)]) {
+        let mut command = self.program_with("postgres", environment);
         command.arg("-D").arg(self.data()).arg("-k").arg(self.dir.path());
         command.args(["-c", "listen_addresses=", "-c", "max_connections=100"]);
         if durability == Durability::Speed {
@@ -88,19 +93,47 @@ impl Postgres {
         }
     }
 
+    /// Freezes or thaws the server with all its processes: connections stay open, and nothing answers.
+    pub(crate) fn freeze(&self, frozen: bool) {
+        let Some(server) = &self.server else { return };
+        let signal = if frozen { Signal::STOP } else { Signal::CONT };
+        // The parent first when it freezes, so that it starts no others; last when it thaws.
+        let mut processes = children(server.pid());
+        if frozen {
+            server.signal(signal);
+            processes = children(server.pid());
+        }
+        for process in processes {
+            super::kill(process, signal);
+        }
+        server.signal(signal);
+    }
+
     fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
     fn program(&self, name: &str) -> Command {
+        self.program_with(name, &[])
+    }
+
+    /// With variables that only the program itself has, as the user that it runs as.
+    fn program_with(&self, name: &str, environment: &[(&str, PathBuf)]) -> Command {
         let path = self.programs.join(name);
+        let variables = environment.iter().map(|(name, value)| format!("{name}={}", value.display()));
+        let words: Vec<_> = ["env".to_owned()].into_iter().chain(variables).collect();
         let mut command = if is_root() {
             let (user, group) = nobody().expect("asked for before");
             let mut command = Command::new("setpriv");
-            command.args([&format!("--reuid={user}"), &format!("--regid={group}"), "--clear-groups", "--"]).arg(path);
+            command
+                .args([&format!("--reuid={user}"), &format!("--regid={group}"), "--clear-groups", "--"])
+                .args(words)
+                .arg(path);
             command
         } else {
-            Command::new(path)
+            let mut command = Command::new("env");
+            command.args(&words[1..]).arg(path);
+            command
         };
         command.current_dir(self.dir.path());
         command
@@ -119,6 +152,20 @@ impl Drop for Postgres {
             }
         }
     }
+}
+
+/// The processes whose parent this is.
+fn children(parent: i32) -> Vec<i32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    numbers
+        .filter(|process| {
+            let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+            // The name, in brackets, may hold anything.
+            let rest = stat.rsplit_once(')').map(|(_, rest)| rest.to_owned()).unwrap_or_default();
+            rest.split_whitespace().nth(1).and_then(|id| id.parse().ok()) == Some(parent)
+        })
+        .collect()
 }
 
 /// The folder with `initdb` and `postgres`: where Debian puts them, the newest version, or on the PATH.

@@ -235,7 +235,7 @@ pub(crate) async fn an_owner_needs_no_superuser(bed: &Bed) {
         bed.exec(&format!("GRANT ccat_xfer_owner TO {login}")).await.expect("grant");
     }
     bed.exec("CREATE DATABASE owned OWNER owner_first").await.expect("make a database");
-    for (login, from) in [("owner_first", 0), ("owner_second", 1)] {
+    for (login, from) in [("owner_first", 0), ("owner_second", bed.store.schema_version())] {
         let url = bed.url_of(login).replace(&bed.database(), "owned");
         let store = ccat_xfer::store::Store::connect(&url).await.expect("log in");
         let migrated = store.migrate().await.unwrap_or_else(|e| panic!("{login}: {e}"));

@@ -9,18 +9,28 @@ mod harness;
 mod bed;
 
 mod claims;
+mod clock;
 mod crew;
 mod outcomes;
 mod roles;
 mod scene;
 mod sweeps;
 
-use std::{future::Future, panic::AssertUnwindSafe, pin::Pin};
+use std::{
+    env, fs, future::Future, os::unix::fs::PermissionsExt as _, panic::AssertUnwindSafe, pin::Pin, process::Command,
+    time::Instant,
+};
 
+use clock::{Offset, no_setting_of_a_clock_loses_a_lease, wall_clock_us};
 use futures_util::FutureExt as _;
-use harness::{Durability, Postgres, Scene, say, skip};
+use harness::{Durability, Postgres, Scene, say, skip, spawn};
 
 use bed::Bed;
+use ccat_xfer::{
+    model::WorkerState,
+    store::{Renewal, Store, StoreError, SweepRules},
+};
+use scene::{LEASE, QUEUE, claim, completed, enrol};
 
 type Case = (&'static str, for<'a> fn(&'a Bed) -> Pin<Box<dyn Future<Output = ()> + 'a>>);
 
@@ -41,6 +51,9 @@ const CASES: &[Case] = cases![
     outcomes::an_overtaken_owner_writes_nothing,
     outcomes::a_replayed_outcome_counts_once,
     outcomes::completed_without_records_is_refused,
+    outcomes::an_earlier_attempts_record_is_no_proof,
+    outcomes::another_workers_outcome_counts_for_nothing,
+    outcomes::odd_text_does_not_lose_an_outcome,
     outcomes::failures_are_retried_as_their_class_says,
     outcomes::handed_back_work_is_no_failure,
     outcomes::a_bad_source_becomes_suspect,
@@ -52,6 +65,8 @@ const CASES: &[Case] = cases![
     sweeps::too_many_losses_end_it,
     sweeps::cancelled_work_is_not_offered_again,
     sweeps::two_managers_sweep_once,
+    sweeps::a_bad_row_holds_up_no_other,
+    sweeps::cancelled_after_a_loss_it_has_its_attempt,
     sweeps::a_lost_hint_is_written_again,
     sweeps::hints_are_published_and_forgotten,
     sweeps::waiting_tasks_are_woken,
@@ -62,7 +77,7 @@ const CASES: &[Case] = cases![
 ];
 
 async fn all(backend: &str, beds: impl AsyncFn(&str) -> Bed, cases: &[Case]) {
-    let only = std::env::var("CCAT_XFER_CASE").ok();
+    let only = env::var("CCAT_XFER_CASE").ok();
     let mut failed = Vec::new();
     for (name, case) in cases.iter().filter(|(name, _)| only.as_deref().is_none_or(|only| name.contains(only))) {
         let bed = beds(name).await;
@@ -92,4 +107,109 @@ async fn work_is_done_once_on_postgres() {
     let only_here: &[Case] = cases![roles::a_workers_login_is_enough, roles::a_managers_login_is_enough];
     let cases = [CASES, only_here].concat();
     all("postgres", async |name: &str| Bed::postgres(&server, name).await, &cases).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_servers_clock_that_is_set_loses_no_lease() {
+    let name = "a_servers_clock_that_is_set_loses_no_lease";
+    if let Some(why) = Postgres::missing().or_else(no_library) {
+        return skip(name, why);
+    }
+    let scene = Scene::new("clock-postgres");
+    let folder = tempfile::tempdir().expect("a folder");
+    // The server's user reads it.
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("open the folder");
+    let offset = Offset(folder.path().join("offset"));
+    offset.set(0);
+    let server = Postgres::start_with(&scene, Durability::Speed, &offset.environment());
+    let bed = Bed::postgres(&server, "clock").await;
+    no_setting_of_a_clock_loses_a_lease(&bed, &offset, wall_clock_us).await;
+    bed.close().await;
+}
+
+#[test]
+fn a_machines_clock_that_is_set_loses_no_lease_on_sqlite() {
+    let name = "a_machines_clock_that_is_set_loses_no_lease_on_sqlite";
+    if let Some(why) = no_library() {
+        return skip(name, why);
+    }
+    let scene = Scene::new("clock-sqlite");
+    let offset = Offset(scene.join("offset"));
+    offset.set(0);
+    let mut child = Command::new(env::current_exe().expect("this program"));
+    child.args(["--ignored", "--exact", "within_a_process_whose_clock_is_set", "--nocapture"]);
+    child.envs(offset.environment()).env(CLOCK, &offset.0);
+    let ended = spawn(&scene, child).wait(harness::LIMIT * 4).expect_code(0);
+    assert!(ended.said().contains("1 passed"), "{}", ended.said());
+}
+
+/// Where the child finds its offset.
+const CLOCK: &str = "CCAT_XFER_CLOCK";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the test before it runs it in a process of its own"]
+async fn within_a_process_whose_clock_is_set() {
+    let Some(file) = env::var_os(CLOCK) else {
+        return skip("within_a_process_whose_clock_is_set", "it is a part of another test");
+    };
+    let scene = Scene::new("clock-child");
+    let (begun, wall) = (Instant::now(), wall_clock_us());
+    let bed = Bed::sqlite(&scene, "clock").await;
+    let true_now = || wall + i64::try_from(begun.elapsed().as_micros()).expect("a time");
+    no_setting_of_a_clock_loses_a_lease(&bed, &Offset(file.into()), true_now).await;
+    bed.close().await;
+}
+
+/// Seen to hang without the limit of statements.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stands_still_is_an_error_and_no_wait() {
+    if let Some(why) = Postgres::missing() {
+        return skip("a_server_that_stands_still_is_an_error_and_no_wait", why);
+    }
+    let scene = Scene::new("frozen");
+    let server = Postgres::start(&scene, Durability::Speed);
+    let bed = Bed::postgres(&server, "frozen").await;
+    bed.apply_topology().await;
+    bed.scheduled().await;
+    bed.scheduled().await;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let held = claim(&bed.store, &session).await.expect("work");
+    let queues: Vec<_> = session.queues().cloned().collect();
+    let clock = bed.store.lease_clock();
+    // Half way through a transaction.
+    let batch = bed.store.unsent(5).await.expect("hints");
+    server.freeze(true);
+    let asked = async {
+        let done = completed(&held, "w");
+        tokio::join!(
+            async { bed.store.claim_next(&session, &queues, LEASE, &clock).await.err() },
+            async { bed.store.renew(&session, held.work, held.fence, LEASE, &clock, 1).await.err() },
+            async { bed.store.finish(&done, 0).await.err() },
+            async { bed.store.sweep("m", &clock, &SweepRules::default()).await.err() },
+            async { bed.store.stop_worker(&session).await.err() },
+            async { Store::open(&bed.url()).await.err() },
+        )
+    };
+    let answers = tokio::time::timeout(harness::LIMIT, asked).await;
+    drop(batch);
+    server.freeze(false);
+    let (a, b, c, d, e, f) = answers.expect("nobody waits for ever");
+    for error in [a, b, c, d, e, f] {
+        assert!(matches!(error, Some(StoreError::Unavailable(_))), "{error:?}");
+    }
+    // All goes on, also with the connections that were given up.
+    let begun = Instant::now();
+    let again = async || bed.store.renew(&session, held.work, held.fence, LEASE, &clock, 2).await;
+    while !matches!(again().await, Ok(Renewal::Held)) {
+        assert!(begun.elapsed() < harness::LIMIT, "{:?}", again().await);
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    bed.store.heartbeat(&session, &clock, WorkerState::Active, &[]).await.expect("beat");
+    assert!(claim(&bed.store, &session).await.is_some());
+    bed.store.finish(&completed(&held, "w"), 0).await.expect("finish");
+    bed.close().await;
+}
+
+fn no_library() -> Option<&'static str> {
+    Offset::library().is_none().then_some("libfaketime is not installed")
 }

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 
 use crate::{
     bed::Bed,
-    scene::{LEASE, QUEUE, claim, completed, enrol, failed, outcome},
+    scene::{LEASE, QUEUE, claim, completed, enrol, failed, outcome, sweep},
 };
 
 /// Seen to fail with the fence left out of `store::finish` (the comparison with the row's, and the look for an attempt
@@ -21,7 +21,7 @@ pub(crate) async fn an_overtaken_owner_writes_nothing(bed: &Bed) {
     let old = claim(&bed.store, &first).await.expect("work");
     bed.expire(transfer).await;
     let clock = bed.store.lease_clock();
-    let swept = bed.store.sweep("m", &clock, &SweepRules::default()).await.expect("sweep");
+    let swept = sweep(&bed.store, "m", &SweepRules::default()).await;
     assert_eq!(swept.offered, [old.work]);
     let new = claim(&bed.store, &second).await.expect("it is offered again");
     assert_eq!((new.work, new.fence), (old.work, Fence::new(2)));
@@ -274,11 +274,12 @@ pub(crate) async fn a_dead_link_pauses_its_route(bed: &Bed) {
     bed.done(over).await;
     let looks = join_all((0..4).map(async |n| {
         let session = enrol(&bed.store, &format!("look{n}"), &[QUEUE]).await;
-        claim(&bed.store, &session).await
+        claim(&bed.store, &session).await.map(|claim| (session, claim))
     }));
     let looks: Vec<_> = looks.await.into_iter().flatten().collect();
     assert_eq!(looks.len(), 1);
-    bed.store.finish(&failed(&looks[0], "w", ErrorClass::Network), 0).await.expect("finish");
+    let (who, look) = &looks[0];
+    bed.store.finish(&failed(look, who.name(), ErrorClass::Network), 0).await.expect("finish");
     let open = "data_transfer_route WHERE breaker_state = 'open' AND breaker_trips = 2";
     assert_eq!(bed.int(&format!("SELECT count(*) FROM {open}")).await, 1, "the look failed");
 
@@ -320,8 +321,8 @@ pub(crate) async fn an_archive_transfer_ends_like_a_transfer(bed: &Bed) {
     let clock = bed.store.lease_clock();
     let renewal = bed.store.renew(&session, held.work, held.fence, Duration::from_secs(5), &clock, 10).await;
     assert_eq!(renewal.expect("renew"), Renewal::Held);
-    bed.done(&format!("UPDATE long_term_archive_transfer SET lease_until = 1 WHERE id = {id}")).await;
-    let swept = bed.store.sweep("m", &clock, &SweepRules::default()).await.expect("sweep");
+    bed.done(&format!("UPDATE long_term_archive_transfer SET lease_until = 1, lease_us = 1 WHERE id = {id}")).await;
+    let swept = sweep(&bed.store, "m", &SweepRules::default()).await;
     assert_eq!(swept.offered, [held.work]);
     let again = claim(&bed.store, &session).await.expect("again");
     assert_eq!((again.work, again.fence), (held.work, Fence::new(2)));
@@ -334,4 +335,62 @@ pub(crate) async fn an_archive_transfer_ends_like_a_transfer(bed: &Bed) {
     assert_eq!(bed.store.finish(&archived, 0).await.expect("replay"), Recorded::Before);
     assert_eq!(claim(&bed.store, &session).await.expect("the other kind").work.number(), planned.transfer);
     assert!(again.claimed_at > Timestamp::from_micros(0));
+}
+
+/// Seen to fail with the trigger that took any record of the place.
+pub(crate) async fn an_earlier_attempts_record_is_no_proof(bed: &Bed) {
+    bed.apply_topology().await;
+    let transfer = bed.scheduled().await.transfer;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let first = claim(&bed.store, &session).await.expect("work");
+    let mut arrived = failed(&first, "w", ErrorClass::RemoteBusy);
+    arrived.evidence = completed(&first, "w").evidence;
+    bed.store.finish(&arrived, 0).await.expect("finish");
+    let copies = "SELECT count(*) FROM physical_copy WHERE verification = 'verified'";
+    assert_eq!(bed.int(copies).await, 1, "what the first attempt found is known");
+    bed.schedule(transfer).await;
+    let second = claim(&bed.store, &session).await.expect("work");
+    let mut unproven = completed(&second, "w");
+    unproven.evidence.clear();
+    let error = bed.store.finish(&unproven, 0).await.expect_err("refused");
+    assert!(matches!(error, StoreError::Refused(_)), "{error}");
+    assert_eq!(bed.status(transfer).await, "in_progress");
+    bed.store.finish(&completed(&second, "w"), 0).await.expect("with its own record");
+}
+
+/// A database that was restored gives a fence again. Seen to fail without the comparison of names.
+pub(crate) async fn another_workers_outcome_counts_for_nothing(bed: &Bed) {
+    bed.apply_topology().await;
+    let transfer = bed.scheduled().await.transfer;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let held = claim(&bed.store, &session).await.expect("work");
+    let before = bed.footprint().await;
+    for forged in [completed(&held, "other"), failed(&held, "other", ErrorClass::Network)] {
+        let error = bed.store.finish(&forged, 0).await.expect_err("refused");
+        assert!(matches!(error, StoreError::Stale { .. }), "{error}");
+    }
+    let other = enrol(&bed.store, "other", &[QUEUE]).await;
+    let clock = bed.store.lease_clock();
+    let renewal = bed.store.renew(&other, held.work, held.fence, LEASE, &clock, 5).await.expect("renew");
+    assert_eq!(renewal, Renewal::Overtaken);
+    assert_eq!(bed.footprint().await, before);
+    let recorded = bed.store.finish(&completed(&held, "w"), 0).await;
+    assert!(matches!(recorded, Ok(Recorded::Now { .. })), "{recorded:?}");
+    // The same end, told by somebody else, is no replay.
+    let error = bed.store.finish(&completed(&held, "other"), 0).await.expect_err("refused");
+    assert!(matches!(error, StoreError::Stale { .. }), "{error}");
+    assert_eq!(bed.status(transfer).await, "completed");
+}
+
+/// Seen to be refused by PostgreSQL for ever without the cleaning.
+pub(crate) async fn odd_text_does_not_lose_an_outcome(bed: &Bed) {
+    bed.apply_topology().await;
+    bed.scheduled().await;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let held = claim(&bed.store, &session).await.expect("work");
+    let mut odd = failed(&held, "w", ErrorClass::RemoteBusy);
+    odd.ending = Ending::Failed { class: ErrorClass::RemoteBusy, chain: vec!["a\0b".into(), "\u{1b}[2J".into()] };
+    odd.log = "line\0 with a hole".into();
+    bed.store.finish(&odd, 0).await.expect("finish");
+    assert_eq!(bed.int("SELECT count(*) FROM attempt WHERE outcome = 'remote_busy'").await, 1);
 }

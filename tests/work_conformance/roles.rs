@@ -7,7 +7,7 @@ use ccat_xfer::{
 
 use crate::{
     bed::Bed,
-    scene::{LEASE, QUEUE, claim, completed, enrol, failed, profile},
+    scene::{LEASE, QUEUE, claim, completed, enrol, failed, profile, sweep},
 };
 
 async fn log_in(bed: &Bed, login: &str, role: &str) -> Store {
@@ -38,7 +38,7 @@ pub(crate) async fn a_workers_login_is_enough(bed: &Bed) {
     store.hand_back(&session, held.work, held.fence, 5, "stopping").await.expect("hand back");
     let held = claim(&store, &session).await.expect("work");
     bed.expire(held.work.number()).await;
-    bed.store.sweep("m", &clock, &SweepRules::default()).await.expect("sweep");
+    sweep(&bed.store, "m", &SweepRules::default()).await;
     let again = claim(&store, &session).await.expect("with the lost attempt");
     let mut rotten = completed(&again, "w");
     rotten.evidence[0].location = again.origin.location;
@@ -77,18 +77,18 @@ pub(crate) async fn a_managers_login_is_enough(bed: &Bed) {
     claim(&bed.store, &session).await.expect("work");
     claim(&bed.store, &session).await.expect("work");
     bed.expire(lost.transfer).await;
-    assert_eq!(store.sweep("m", &clock, &SweepRules::default()).await.expect("sweep").offered.len(), 1);
+    assert_eq!(sweep(&store, "m", &SweepRules::default()).await.offered.len(), 1);
     bed.expire(ended.transfer).await;
-    assert_eq!(store.sweep("m", &clock, &rules).await.expect("sweep").failed.len(), 1);
+    assert_eq!(sweep(&store, "m", &rules).await.failed.len(), 1);
     let mut batch = store.unsent(5).await.expect("hints");
     let id = batch.hints()[0].id;
     batch.mark_sent(id);
     batch.settle().await.expect("settle");
     bed.done("UPDATE outbox SET sent_at = 7, created_at = 7").await;
     assert_eq!(store.purge_outbox(std::time::Duration::from_secs(1), 5).await.expect("purge"), 1);
-    assert_eq!(store.sweep("m", &clock, &rules).await.expect("sweep").hinted, 1);
-    bed.done("UPDATE worker SET heartbeat_until = 1").await;
-    assert_eq!(store.sweep("m", &clock, &rules).await.expect("sweep").dead_workers, ["w"]);
+    assert_eq!(sweep(&store, "m", &rules).await.hinted, 1);
+    bed.silence("w").await;
+    assert_eq!(sweep(&store, "m", &rules).await.dead_workers, ["w"]);
     assert_eq!(store.workers(&clock).await.expect("list").len(), 1);
     store.set_rate_limit(None, Some("5/m".parse().expect("a rate"))).await.expect("limit");
     store.set_rate_limit(None, None).await.expect("lift");

@@ -1,10 +1,13 @@
 //! Workers, scheduled work and outcomes.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
 
 use ccat_xfer::{
     model::{AttemptOutcome, CheckMethod, Ending, ErrorClass, Evidence, StorageType, Timestamp, TransferId, Work},
-    store::{Claim, Store, WorkerProfile, WorkerSession},
+    store::{Claim, LeaseClock, Store, SweepRules, Swept, WorkerProfile, WorkerSession},
 };
 
 use crate::bed::{Bed, Planned};
@@ -28,6 +31,29 @@ pub(crate) fn profile(name: &str, nonce: &str, queues: &[&str]) -> WorkerProfile
 pub(crate) async fn enrol(store: &Store, name: &str, queues: &[&str]) -> WorkerSession {
     let clock = store.lease_clock();
     store.register_worker(&profile(name, "nonce", queues), &clock).await.expect("register")
+}
+
+/// A manager's clock, half a second further with each call: what a case makes silent has a lease of a second at most.
+pub(crate) fn later(store: &Store) -> LeaseClock {
+    static AHEAD_US: AtomicI64 = AtomicI64::new(0);
+    let mut clock = store.lease_clock();
+    clock.steady_us += AHEAD_US.fetch_add(500_000, Ordering::Relaxed);
+    clock
+}
+
+/// The sweeps of a manager that looked for long enough to see what is silent; all that they did.
+pub(crate) async fn sweep(store: &Store, manager: &str, rules: &SweepRules) -> Swept {
+    let mut all = Swept::default();
+    for _ in 0..3 {
+        let swept = store.sweep(manager, &later(store), rules).await.expect("sweep");
+        all.offered.extend(swept.offered);
+        all.failed.extend(swept.failed);
+        all.cancelled.extend(swept.cancelled);
+        all.hinted += swept.hinted;
+        all.dead_workers.extend(swept.dead_workers);
+        all.refused.extend(swept.refused);
+    }
+    all
 }
 
 /// Claims from all queues of a worker.
@@ -55,9 +81,14 @@ impl Bed {
     /// The lease of a transfer runs out.
     pub(crate) async fn expire(&self, transfer: i64) {
         self.done(&format!(
-            "UPDATE data_transfer SET lease_until = 1 WHERE id = {transfer} AND status = 'in_progress'"
+            "UPDATE data_transfer SET lease_until = 1, lease_us = 1 WHERE id = {transfer} AND status = 'in_progress'"
         ))
         .await;
+    }
+
+    /// A worker is not heard of for its lease.
+    pub(crate) async fn silence(&self, worker: &str) {
+        self.done(&format!("UPDATE worker SET heartbeat_until = 1, lease_us = 1000000 WHERE name = '{worker}'")).await;
     }
 
     pub(crate) async fn status(&self, transfer: i64) -> String {

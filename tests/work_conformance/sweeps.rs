@@ -2,18 +2,18 @@ use std::{collections::BTreeSet, time::Duration};
 
 use ccat_xfer::{
     model::{ErrorClass, Status},
-    store::{Backend, LeaseClock, Recorded, Renewal, StoreError, SweepRules, Swept, Wakeup},
+    store::{Backend, LeaseClock, Recorded, Renewal, StoreError, SweepRules, Swept, Wakeup, WorkFilter},
 };
 use futures_util::future::join_all;
 
 use crate::{
     bed::Bed,
     harness::{LIMIT, seed},
-    scene::{LEASE, QUEUE, claim, completed, enrol, failed, work},
+    scene::{self, LEASE, QUEUE, claim, completed, enrol, failed, work},
 };
 
 async fn sweep(bed: &Bed, rules: &SweepRules) -> Swept {
-    bed.store.sweep("manager", &bed.store.lease_clock(), rules).await.expect("sweep")
+    scene::sweep(&bed.store, "manager", rules).await
 }
 
 pub(crate) async fn a_lost_lease_is_offered_again(bed: &Bed) {
@@ -43,7 +43,7 @@ pub(crate) async fn a_lost_lease_is_offered_again(bed: &Bed) {
 
     if bed.store.backend() == Backend::Sqlite {
         // The machine was restarted: what was leased before it is over, whatever the clocks say.
-        let clock = LeaseClock { boot: "another boot".into(), now_us: Some(1) };
+        let clock = LeaseClock { boot: "another boot".into(), now_us: Some(1), steady_us: 1 };
         let swept = bed.store.sweep("manager", &clock, &SweepRules::default()).await.expect("sweep");
         assert_eq!(swept.offered, [held.work]);
     }
@@ -137,11 +137,15 @@ pub(crate) async fn two_managers_sweep_once(bed: &Bed) {
         bed.scheduled().await;
         claim(&bed.store, &session).await.expect("work");
     }
-    bed.done("UPDATE data_transfer SET lease_until = 1").await;
+    bed.done("UPDATE data_transfer SET lease_until = 1, lease_us = 1").await;
     let rules = SweepRules { batch: 7, ..SweepRules::default() };
+    let once = async || bed.store.sweep("manager", &scene::later(&bed.store), &rules).await.expect("sweep");
+    if bed.store.backend() == Backend::Postgres {
+        assert_eq!(once().await.offered, [], "nobody is judged at the first look");
+    }
     let mut offered = Vec::new();
     while offered.len() < 20 {
-        let swept = join_all((0..3).map(|_| sweep(bed, &rules))).await;
+        let swept = join_all((0..3).map(|_| once())).await;
         let now: Vec<_> = swept.into_iter().flat_map(|s| s.offered).collect();
         assert!(!now.is_empty() && now.len() <= 21, "a batch is a batch, and something is left: {}", offered.len());
         offered.extend(now);
@@ -248,4 +252,39 @@ pub(crate) async fn waiting_tasks_are_woken(bed: &Bed) {
         .await
         .expect("out of the way");
     }
+}
+
+/// Seen to fail when all rows of a sweep are one transaction.
+pub(crate) async fn a_bad_row_holds_up_no_other(bed: &Bed) {
+    bed.apply_topology().await;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        bed.scheduled().await;
+        held.push(claim(&bed.store, &session).await.expect("work").work);
+    }
+    // More retries than this program can count.
+    bed.done(&format!("UPDATE data_transfer SET retry_count = 5000000000 WHERE id = {}", held[0].number())).await;
+    bed.done("UPDATE data_transfer SET lease_until = 1, lease_us = 1").await;
+    let swept = sweep(bed, &SweepRules::default()).await;
+    assert_eq!(swept.offered, held[1..]);
+    assert!(!swept.refused.is_empty() && swept.refused.iter().all(|(work, _)| *work == held[0]), "{swept:?}");
+    assert_eq!(bed.status(held[0].number()).await, "in_progress");
+}
+
+/// Seen to fail without the row that cancelling writes.
+pub(crate) async fn cancelled_after_a_loss_it_has_its_attempt(bed: &Bed) {
+    bed.apply_topology().await;
+    let transfer = bed.scheduled().await.transfer;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let held = claim(&bed.store, &session).await.expect("work");
+    bed.expire(transfer).await;
+    assert_eq!(sweep(bed, &SweepRules::default()).await.offered, [held.work]);
+    let filter = WorkFilter { ids: vec![transfer], ..WorkFilter::default() };
+    bed.store.cancel(&filter, "op", "no longer wanted", false).await.expect("cancel");
+    assert_eq!(bed.status(transfer).await, "failed");
+    let lost = "attempt WHERE fence = 1 AND outcome = 'lost_worker' AND worker_name = 'w'";
+    assert_eq!(bed.int(&format!("SELECT count(*) FROM {lost}")).await, 1);
+    let error = bed.store.finish(&completed(&held, "w"), 0).await.expect_err("refused");
+    assert!(matches!(error, StoreError::Stale { .. }), "{error}");
 }
