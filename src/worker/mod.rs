@@ -196,7 +196,8 @@ async fn register(config: &Config, store: &Store, gate: &Gate) -> Result<Option<
         lease: config.lease,
         queues: config.places.iter().map(|(stem, place)| (queue(stem), place.slots)).collect(),
     };
-    let patience = Instant::now() + config.lease + config.lease / 2;
+    // On PostgreSQL its silence is seen for a whole lease from now on.
+    let patience = Instant::now() + config.lease * 2;
     let mut delays = AWAY.delays();
     while !gate.is_draining() {
         let error = match store.register_worker(&profile, &store.lease_clock()).await {

@@ -254,7 +254,7 @@ pub(crate) async fn waiting_tasks_are_woken(bed: &Bed) {
     }
 }
 
-/// Seen to fail when all rows of a sweep are one transaction.
+/// Seen to fail when the error of one row ends the sweep.
 pub(crate) async fn a_bad_row_holds_up_no_other(bed: &Bed) {
     bed.apply_topology().await;
     let session = enrol(&bed.store, "w", &[QUEUE]).await;
