@@ -445,6 +445,10 @@ fn an_outcome_waits_for_its_database(world: &mut World) {
 
 #[test]
 fn a_panic_in_one_task_is_recorded_and_the_daemon_goes_on() {
+    if !cfg!(feature = "faults") {
+        let name = "a_panic_in_one_task_is_recorded_and_the_daemon_goes_on";
+        return skip(name, "the program is built without the feature faults");
+    }
     let mut world = World::new("panic", "origin", None);
     for name in ["bad", "good"] {
         write_file(&world.origin().join(name), 70_000, &mut seed("control_loop"));
