@@ -12,6 +12,7 @@ use serde::Deserialize;
 use super::{ConfigError, Origin, units};
 use crate::{
     broker::{Address, Credentials, RabbitConfig, Times},
+    model::BundleLimits,
     secret::Secret,
     telemetry::http,
 };
@@ -27,10 +28,14 @@ use crate::{
 /// | `broker.credentials_file` | none | file with `USER:PASSWORD`, readable by its owner only |
 /// | `broker.ca_file` | those of the machine | authorities that may vouch for the broker |
 /// | `manager.name` | `manager@HOST` | the manager's name in the history |
+/// | `manager.bundle_packages` | `256` | a bundle holds at most so many packages; 1 to 10000 |
+/// | `manager.bundle_bytes` | `64G` | a bundle is not filled beyond this; one package alone may be more |
+/// | `manager.bundle_age` | `5s` | no package waits longer than this for others to fill its bundle up |
 /// | `worker.name` | `HOST` | unique among all workers |
 /// | `worker.slots` | `4` | attempts at once |
 /// | `worker.lease` | `10s` | for how long a claim is believed; 120s behind a WAN |
 /// | `worker.poll` | `2s` | between looks for work that no hint told of |
+/// | `worker.retry_percent` | `100` | waits after failed attempts, in percent of the table of error classes; 1 to 1000 |
 /// | `worker.drain` | `60s` | how long attempts may go on after SIGTERM |
 /// | `worker.reconnect_timeout` | `60s` | how long an attempt waits for a lost peer |
 /// | `worker.spool` | `spool/NAME` of the state folder | outcomes that the database did not take yet |
@@ -52,6 +57,8 @@ pub struct Daemon {
     pub broker: Option<RabbitConfig>,
     /// The manager's name.
     pub manager: Option<String>,
+    /// How the manager cuts bundles.
+    pub bundles: BundleLimits,
     /// The worker.
     pub worker: Worker,
     /// Folders, by `SITE/NAME`.
@@ -71,6 +78,8 @@ pub struct Worker {
     pub lease: Duration,
     /// Between looks for work.
     pub poll: Duration,
+    /// Waits after failed attempts, in percent of the usual ones.
+    pub retry_percent: u32,
     /// How long attempts may go on after SIGTERM.
     pub drain: Duration,
     /// How long an attempt waits for a lost peer.
@@ -124,6 +133,9 @@ struct BrokerTable {
 #[serde(deny_unknown_fields)]
 struct ManagerTable {
     name: Option<String>,
+    bundle_packages: Option<toml::Value>,
+    bundle_bytes: Option<String>,
+    bundle_age: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -133,6 +145,7 @@ struct WorkerTable {
     slots: Option<toml::Value>,
     lease: Option<String>,
     poll: Option<String>,
+    retry_percent: Option<toml::Value>,
     drain: Option<String>,
     reconnect_timeout: Option<String>,
     spool: Option<PathBuf>,
@@ -155,10 +168,14 @@ const KEYS: &[(&str, &str)] = &[
     ("broker", "credentials_file"),
     ("broker", "ca_file"),
     ("manager", "name"),
+    ("manager", "bundle_packages"),
+    ("manager", "bundle_bytes"),
+    ("manager", "bundle_age"),
     ("worker", "name"),
     ("worker", "slots"),
     ("worker", "lease"),
     ("worker", "poll"),
+    ("worker", "retry_percent"),
     ("worker", "drain"),
     ("worker", "reconnect_timeout"),
     ("worker", "spool"),
@@ -228,6 +245,7 @@ impl Daemon {
             database,
             database_shown,
             broker: broker(read.broker, credentials, &wrong)?,
+            bundles: bundles(&read.manager, &wrong)?,
             manager: read.manager.name,
             worker: worker(read.worker, state, &wrong)?,
             locations: locations(read.locations, &wrong)?,
@@ -319,25 +337,10 @@ fn broker(
 }
 
 fn worker(table: WorkerTable, state: Option<&Path>, wrong: &Wrong<'_>) -> Result<Worker, ConfigError> {
-    let time = |key: &'static str, text: Option<String>, default: u64, bounds: std::ops::RangeInclusive<u64>| {
-        let Some(text) = text else { return Ok(Duration::from_secs(default)) };
-        let time = units::duration(&text).map_err(|e| wrong(key, e.to_string()))?;
-        let range = Duration::from_secs(*bounds.start())..=Duration::from_secs(*bounds.end());
-        if range.contains(&time) {
-            return Ok(time);
-        }
-        Err(wrong(key, format!("'{text}' is not between {} s and {} s", bounds.start(), bounds.end())))
-    };
-    let slots = match table.slots {
-        None => 4,
-        Some(value) => {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            let slots = text.parse().ok().filter(|&n| (1..=MOST_SLOTS).contains(&n));
-            slots.ok_or_else(|| wrong("worker.slots", format!("'{text}' is not a number from 1 to {MOST_SLOTS}")))?
-        }
-    };
+    let time = |key, text: Option<String>, default, bounds| time(key, text.as_deref(), default, bounds, wrong);
     Ok(Worker {
-        slots,
+        slots: number("worker.slots", table.slots.as_ref(), 4, MOST_SLOTS, wrong)?,
+        retry_percent: number("worker.retry_percent", table.retry_percent.as_ref(), 100, 1000, wrong)?,
         lease: time("worker.lease", table.lease, 10, 1..=3600)?,
         poll: time("worker.poll", table.poll, 2, 0..=3600)?.max(Duration::from_millis(20)),
         drain: time("worker.drain", table.drain, 60, 0..=86_400)?,
@@ -348,6 +351,49 @@ fn worker(table: WorkerTable, state: Option<&Path>, wrong: &Wrong<'_>) -> Result
         }),
         name: table.name,
     })
+}
+
+fn bundles(table: &ManagerTable, wrong: &Wrong<'_>) -> Result<BundleLimits, ConfigError> {
+    let usual = BundleLimits::default();
+    let most = number("manager.bundle_packages", table.bundle_packages.as_ref(), 256, 10_000, wrong)?;
+    Ok(BundleLimits {
+        packages: usize::try_from(most).unwrap_or(usual.packages),
+        bytes: match &table.bundle_bytes {
+            None => usual.bytes,
+            Some(text) => units::size(text).map_err(|e| wrong("manager.bundle_bytes", e.to_string()))?,
+        },
+        age: time("manager.bundle_age", table.bundle_age.as_deref(), usual.age.as_secs(), 0..=86_400, wrong)?,
+    })
+}
+
+fn time(
+    key: &'static str,
+    text: Option<&str>,
+    default_s: u64,
+    bounds_s: std::ops::RangeInclusive<u64>,
+    wrong: &Wrong<'_>,
+) -> Result<Duration, ConfigError> {
+    let Some(text) = text else { return Ok(Duration::from_secs(default_s)) };
+    let time = units::duration(text).map_err(|e| wrong(key, e.to_string()))?;
+    let range = Duration::from_secs(*bounds_s.start())..=Duration::from_secs(*bounds_s.end());
+    if range.contains(&time) {
+        return Ok(time);
+    }
+    Err(wrong(key, format!("'{text}' is not between {} s and {} s", bounds_s.start(), bounds_s.end())))
+}
+
+/// A number from 1, written as one or, in the environment, as text.
+fn number(
+    key: &'static str,
+    value: Option<&toml::Value>,
+    default: u32,
+    most: u32,
+    wrong: &Wrong<'_>,
+) -> Result<u32, ConfigError> {
+    let Some(value) = value else { return Ok(default) };
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let number = text.parse().ok().filter(|n| (1..=most).contains(n));
+    number.ok_or_else(|| wrong(key, format!("'{text}' is not a number from 1 to {most}")))
 }
 
 fn locations(table: BTreeMap<String, Location>, wrong: &Wrong<'_>) -> Result<BTreeMap<String, Location>, ConfigError> {
@@ -386,6 +432,7 @@ mod tests {
         assert_eq!(daemon.database(), "sqlite:/state/control.db");
         assert!(daemon.broker.is_none() && daemon.health.is_none() && daemon.locations.is_empty());
         assert_eq!((daemon.worker.slots, daemon.worker.lease), (4, Duration::from_secs(10)));
+        assert_eq!((daemon.worker.retry_percent, daemon.bundles), (100, BundleLimits::default()));
         assert_eq!(daemon.worker.spool.as_deref(), Some(Path::new("/state/spool/default")));
     }
 
@@ -419,6 +466,9 @@ mod tests {
             ("[worker]\nlease = \"soon\"", "worker.lease"),
             ("[worker]\nlease = \"2h\"", "worker.lease"),
             ("[worker]\nslot = 1", "slot"),
+            ("[worker]\nretry_percent = 0", "worker.retry_percent"),
+            ("[manager]\nbundle_packages = 0", "manager.bundle_packages"),
+            ("[manager]\nbundle_bytes = \"much\"", "manager.bundle_bytes"),
             ("[locations.ccat]\nroot = \"/x\"", "SITE/LOCATION"),
             ("[locations.\"a/b\"]\nroot = \"x\"", "absolute"),
             ("[locations.\"a/b\"]\nroot = \"/x\"\nslots = 0", "at least 1"),

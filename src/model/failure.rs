@@ -76,7 +76,8 @@ pub struct RetryPolicy {
 /// | cancelled | 0 | | | no | failed |
 /// | bug | 1 | 1 min | 1 min | no | failed |
 ///
-/// A wait is half of `first wait * 2^retry`, at most the longest, and as much again drawn by chance.
+/// A wait is half of `first wait * 2^retry`, at most the longest, and as much again drawn by chance. The setting
+/// `worker.retry_percent` makes all of them longer or shorter.
 const fn policy(class: ErrorClass) -> RetryPolicy {
     const fn retry(retries: u32, base_s: u64, longest_s: u64, blames_link: bool) -> RetryPolicy {
         RetryPolicy {
@@ -117,6 +118,13 @@ impl RetryPolicy {
     /// and is due.
     pub const LONGEST: Duration = Duration::from_secs(1800);
 
+    /// The same with waits of so many percent.
+    #[must_use]
+    pub fn paced(self, percent: u32) -> Self {
+        let of = |wait: Duration| wait.saturating_mul(percent) / 100;
+        Self { base: of(self.base), longest: of(self.longest), ..self }
+    }
+
     /// How long to wait before the next attempt, `None` when there is none. `retry_count` is how many retries there
     /// were before; `random` is the caller's, over its whole range.
     pub fn wait(&self, retry_count: u32, random: u32) -> Option<Duration> {
@@ -145,6 +153,15 @@ mod tests {
         assert_eq!((least(3), most(3)), (Duration::from_secs(8), Duration::from_secs(16)));
         assert_eq!((least(19), most(19)), (Duration::from_secs(150), Duration::from_secs(300)));
         assert_eq!(network.wait(20, 0), None);
+    }
+
+    #[test]
+    fn a_pace_changes_the_waits_and_nothing_else() {
+        let network = ErrorClass::Network.policy();
+        assert_eq!(network.paced(100), network);
+        let quick = network.paced(5);
+        assert_eq!((quick.base, quick.longest), (Duration::from_millis(100), Duration::from_secs(15)));
+        assert_eq!(RetryPolicy { base: network.base, longest: network.longest, ..quick }, network);
     }
 
     #[test]

@@ -150,6 +150,7 @@ mod claim;
 mod dead_letters;
 mod error;
 mod explain;
+mod fault;
 mod finish;
 mod lease;
 mod limits;
@@ -216,6 +217,7 @@ pub enum Backend {
 pub struct Store {
     db: Db,
     shared: Arc<wakeups::Shared>,
+    retry_percent: u32,
 }
 
 #[derive(Clone)]
@@ -273,7 +275,14 @@ impl Store {
                 "the address of a database is sqlite:PATH or postgres://USER@HOST/DATABASE".into(),
             ));
         };
-        Ok(Self { db, shared: Arc::new(wakeups::Shared::new()) })
+        Ok(Self { db, shared: Arc::new(wakeups::Shared::new()), retry_percent: 100 })
+    }
+
+    /// The same database, where a failed attempt is followed after so many percent of the wait that the table of
+    /// [`RetryPolicy`](crate::model::RetryPolicy) says.
+    #[must_use]
+    pub fn with_retry_percent(self, retry_percent: u32) -> Self {
+        Self { retry_percent, ..self }
     }
 
     /// Which database it is.

@@ -11,7 +11,7 @@ use super::{
     Running, Shared,
     collector::Meter,
     failure::Failure,
-    is_away, lease,
+    fault, is_away, lease,
     runner::{self, Attempt},
     slots::Slot,
     stop::{Stop, Why},
@@ -61,7 +61,11 @@ async fn conduct(shared: &Arc<Shared>, claim: &Arc<Claim>) {
     let (here, running, measured, token) = (Arc::clone(shared), Arc::clone(claim), meter.clone(), stop.token().clone());
     let job = supervise(
         format!("{}", claim.work),
-        async move { runner::run(&here, &running, measured, token).await }.in_current_span(),
+        async move {
+            let run = |token| runner::run(&here, &running, measured.clone(), token);
+            fault::around(&running, &measured, &token, run).await
+        }
+        .in_current_span(),
     );
     let attempt = job.await.unwrap_or_else(|end| panicked(&end));
     drop(keeping);

@@ -48,6 +48,8 @@ use crate::{
     telemetry::health::Health,
 };
 
+#[cfg(feature = "faults")]
+pub use self::fault::{Moment, Plan, Planted};
 pub use self::spool::SpoolError;
 use self::{
     slots::Slots,

@@ -12,7 +12,7 @@ use crate::{
     manager,
     model::{QueueName, topology::Place},
     net::Identity,
-    store::{Backend, Store, StoreError},
+    store::{Backend, PlanLimits, Store, StoreError},
     task::Gate,
     telemetry::{health::Health, http, metrics::Metrics},
     worker::{self, WorkerError},
@@ -38,7 +38,8 @@ pub(super) fn worker(args: &args::Worker, daemon: &Daemon, context: &Context<'_>
         let health = watched(daemon, &gate).await?;
         let Some(store) = open_patiently(daemon, &gate).await? else { return Ok(()) };
         let broker = broker(daemon, &store);
-        let ended = worker::run(config, identity, store.clone(), broker.clone(), &health, &gate).await;
+        let working = store.clone().with_retry_percent(daemon.worker.retry_percent);
+        let ended = worker::run(config, identity, working, broker.clone(), &health, &gate).await;
         leave(&store, broker).await;
         ended.map_err(|error| worker_error(&error))
     })
@@ -76,7 +77,8 @@ pub(super) fn up(args: &args::Up, daemon: &Daemon, context: &Context<'_>) -> Res
         });
         let managing = manager::run(manager_config(daemon), store.clone(), Some(Arc::clone(&broker)), &health, &gate);
         let working = async {
-            let ended = worker::run(config, identity, store.clone(), Some(Arc::clone(&broker)), &health, &gate).await;
+            let store = store.clone().with_retry_percent(daemon.worker.retry_percent);
+            let ended = worker::run(config, identity, store, Some(Arc::clone(&broker)), &health, &gate).await;
             // One process is one thing: when a part of it cannot go on, all of it ends and says so.
             gate.drain();
             ended
@@ -120,7 +122,8 @@ fn identity(settings: &Settings) -> Result<Identity, JobError> {
 
 fn manager_config(daemon: &Daemon) -> manager::Config {
     let name = daemon.manager.clone().unwrap_or_else(|| format!("manager@{}", host_name()));
-    manager::Config { name, ..manager::Config::default() }
+    let limits = PlanLimits { bundle: daemon.bundles, ..PlanLimits::default() };
+    manager::Config { name, limits, ..manager::Config::default() }
 }
 
 fn worker_config(
