@@ -65,7 +65,7 @@ fn package(n: u64, rng: &mut Rng) -> NewPackage {
         kind: PackageKind::File,
         origin: "ccat/buffer".parse().expect("a place"),
         path: RelPath::new(path.as_bytes()).expect("a path"),
-        size_bytes: rng.below(1 << 40),
+        size_bytes: rng.below(1 << 32),
         file_count: 1,
         identity: *blake3::hash(path.as_bytes()).as_bytes(),
         sha256: None,

@@ -30,7 +30,7 @@ pub(crate) struct Monkey<'a> {
     /// Blows that are left, and when the next one falls.
     left: u64,
     next: Instant,
-    all: u64,
+    transfers: u64,
     done: Done,
     channel: Option<Channel>,
     /// What killed daemons had said.
@@ -67,15 +67,14 @@ impl<'a> Monkey<'a> {
     pub(crate) fn new(world: &'a World, planted: &str, transfers: u64, rng: Rng) -> Self {
         let now = Instant::now();
         let daemon = |name| Daemon { name, running: None, again: now, frozen: false };
-        let all = transfers / 2 + 2;
         Self {
             world,
             planted: planted.to_owned(),
             rng,
             crew: WORKERS.into_iter().chain(MANAGERS).map(daemon).collect(),
-            left: all,
-            next: now + Duration::from_secs(2),
-            all,
+            left: transfers / 2 + 2,
+            next: now,
+            transfers,
             done: Done::default(),
             channel: None,
             said: Vec::new(),
@@ -86,28 +85,25 @@ impl<'a> Monkey<'a> {
         MANAGERS.into_iter().map(str::to_owned).collect()
     }
 
-    /// Whether all damage is done.
-    pub(crate) fn is_done(&self) -> bool {
-        self.left == 0 && self.crew.iter().all(|d| d.running.is_some() && !d.frozen)
-    }
-
     /// One look at the crew, and at most one blow.
     pub(crate) fn play(&mut self) {
         self.revive();
         let now = Instant::now();
-        if self.left > 0 && now >= self.next {
-            self.next = now + Duration::from_millis(100 + self.rng.below(500));
+        let owners = self.world.rows(&["DISTINCT claimed_by"], "FROM data_transfer WHERE status = 'in_progress'");
+        // Who hits nobody at work proves nothing.
+        if self.left > 0 && now >= self.next && !owners.is_empty() {
+            self.next = now + Duration::from_millis(100 + self.rng.below(700));
             self.left -= 1;
-            let is_broker = self.world.backend == Backend::Servers;
-            if is_broker && self.left == self.all * 2 / 3 {
-                self.break_broker(false);
-            } else if is_broker && self.left == self.all / 3 {
-                self.break_broker(true);
-            } else {
-                self.strike();
-            }
+            self.strike(&owners);
         }
         if self.world.backend == Backend::Servers {
+            let over = "FROM data_transfer WHERE status = 'completed'";
+            let completed = u64::try_from(self.world.number("count(*)", over)).expect("a count");
+            if self.done.broker_restarts == 0 && completed * 5 >= self.transfers {
+                self.break_broker(false);
+            } else if self.done.broker_wipes == 0 && completed * 2 >= self.transfers {
+                self.break_broker(true);
+            }
             self.disturb();
         }
         std::thread::sleep(Duration::from_millis(30));
@@ -141,10 +137,14 @@ impl<'a> Monkey<'a> {
     }
 
     /// SIGKILL to one of them, or SIGSTOP for longer or shorter than a lease.
-    fn strike(&mut self) {
-        // Workers are hit oftener: they hold more.
-        let chosen = if self.rng.below(4) == 0 { 3 + self.rng.index(2) } else { self.rng.index(3) };
-        let daemon = &mut self.crew[chosen];
+    fn strike(&mut self, owners: &[Vec<String>]) {
+        // Workers are hit oftener, and most of all those that have something.
+        let chosen = match self.rng.below(6) {
+            0 => MANAGERS[self.rng.index(MANAGERS.len())],
+            1 => WORKERS[self.rng.index(WORKERS.len())],
+            _ => self.rng.pick(owners)[0].as_str(),
+        };
+        let Some(daemon) = self.crew.iter_mut().find(|d| d.name == chosen) else { return };
         if daemon.frozen || daemon.running.is_none() {
             return;
         }
@@ -226,6 +226,11 @@ impl<'a> Monkey<'a> {
             // A broker that is down takes nothing; the next look tries again.
             tokio::time::timeout(Duration::from_secs(5), publish).await.ok()?.ok()
         });
+    }
+
+    /// Whether the broker was restarted, and lost all it had.
+    pub(crate) fn has_broken_the_broker(&self) -> bool {
+        self.done.broker_restarts > 0 && self.done.broker_wipes > 0
     }
 
     /// Has everybody leave in order.

@@ -78,7 +78,7 @@ impl Default for Terms<'_> {
 /// The two sites and what belongs to them.
 pub(crate) struct World {
     /// Killed when they are dropped.
-    _endpoints: Vec<Running>,
+    endpoints: Vec<Running>,
     raw: Raw,
     pub(crate) runtime: Runtime,
     pub(crate) backend: Backend,
@@ -133,7 +133,14 @@ impl World {
                 Raw::Sqlite(SqlitePool::connect_with(options).await.expect("open the file"))
             }
         });
-        Self { _endpoints: endpoints, raw, runtime, backend, postgres, rabbit: RefCell::new(rabbit), scene }
+        Self { endpoints, raw, runtime, backend, postgres, rabbit: RefCell::new(rabbit), scene }
+    }
+
+    /// Nobody answers at either site from now on.
+    pub(crate) fn end_endpoints(&mut self) {
+        for endpoint in self.endpoints.drain(..) {
+            endpoint.kill_now();
+        }
     }
 
     /// Daemons have settings, and so a login, of their own.
@@ -196,7 +203,11 @@ impl World {
 
     /// Rows of these columns, as text; NULL is empty. `rest` is what follows SELECT and its columns.
     pub(crate) fn rows(&self, columns: &[&str], rest: &str) -> Vec<Vec<String>> {
-        let list: Vec<_> = columns.iter().map(|c| format!("coalesce(CAST({c} AS TEXT), '')")).collect();
+        let text_of = |column: &str| match column.strip_prefix("DISTINCT ") {
+            Some(column) => format!("DISTINCT coalesce(CAST({column} AS TEXT), '')"),
+            None => format!("coalesce(CAST({column} AS TEXT), '')"),
+        };
+        let list: Vec<_> = columns.iter().map(|c| text_of(c)).collect();
         let text = format!("SELECT {} {rest}", list.join(", "));
         let read = async {
             let query = AssertSqlSafe(text.clone());
