@@ -183,22 +183,26 @@ fn pass(
     }
 }
 
-/// The long transfer is under way while the database is away and afterwards; the short one ends meanwhile.
-fn the_database_goes_away(backend: Backend) {
-    let test = format!("the database goes away on {}", backend.word());
+/// Long transfers are under way while the database is away and afterwards; a short one, where there is one, ends meanwhile.
+fn the_database_goes_away(backend: Backend, names: &[&str]) {
+    let test = format!("the database goes away on {}: {names:?}", backend.word());
     if backend.is_missing(&test) {
         return;
     }
     let outage_s = if full() { 60 } else { 6 };
     // The lease runs out meanwhile: that is the point.
-    let lease = if full() { "lease = \"10s\"\n" } else { "lease = \"2s\"\n" };
-    let terms = Terms { rate: Some("2M"), worker: lease, ..Terms::default() };
+    let lease = if full() { "10s" } else { "2s" };
+    // More slots than work: a worker that is full claims nothing anyway.
+    let lease = format!("slots = 12\nlease = \"{lease}\"\n");
+    let terms = Terms { rate: Some("2M"), worker: &lease, ..Terms::default() };
     let world = World::new("away", backend, &terms);
-    let (long, short) = ((outage_s + 8) * (2 << 20), 7 << 20);
     let mut rng = seed(&test);
-    write_file(&world.origin().join("long"), long, &mut rng);
-    write_file(&world.origin().join("short"), short, &mut rng);
-    world.submit(&["long", "short"]);
+    for name in names {
+        let bytes = if *name == SHORT { 7 << 20 } else { (outage_s + 8) * (2 << 20) };
+        write_file(&world.origin().join(name), bytes, &mut rng);
+    }
+    world.submit(names);
+    let all = 1..=i64::try_from(names.len()).expect("a few");
     let _manager = world.manager("m1");
     let mut proxy = None;
     let mut worker = match &world.postgres {
@@ -212,7 +216,7 @@ fn the_database_goes_away(backend: Backend) {
             world.start(&worker_words("w1"), &[("CCAT_XFER_DATABASE_URL", &url)])
         }
     };
-    for id in [1, 2] {
+    for id in all.clone() {
         world.until_midway(id);
     }
     let outage = Duration::from_secs(outage_s);
@@ -224,10 +228,10 @@ fn the_database_goes_away(backend: Backend) {
             proxy.mend();
         }
     }
-    for id in [1, 2] {
+    for id in all {
         world.until_status(id, "completed");
     }
-    for name in ["long", "short"] {
+    for name in names {
         assert_arrived(&world, name);
     }
     let rows = world.rows(
@@ -235,7 +239,7 @@ fn the_database_goes_away(backend: Backend) {
         "FROM data_transfer t JOIN attempt a ON a.data_transfer_id = t.id ORDER BY t.id",
     );
     say(&format!("{test}: {rows:?}"));
-    assert_eq!(rows.len(), 2, "{}\n--- worker\n{}", world.story(), worker.stderr_so_far());
+    assert_eq!(rows.len(), names.len(), "{}\n--- worker\n{}", world.story(), worker.stderr_so_far());
     for row in &rows {
         assert_eq!(row[1..4], ["1", "1", "completed"], "{}\n{}", world.story(), worker.stderr_so_far());
         let size: u64 = row[4].parse().expect("a number");
@@ -255,7 +259,8 @@ fn the_database_goes_away(backend: Backend) {
         assert_ne!(world.number("count(*)", lost), 0, "{}", world.story());
     }
     let said = worker.stderr_so_far();
-    assert!(said.contains("kept on this machine"), "the short one's outcome was not spooled:\n{said}");
+    let is_spooled = said.contains("kept on this machine");
+    assert_eq!(is_spooled, names.contains(&SHORT), "the outcome of a short one is spooled:\n{said}");
     worker.assert_running("the database was away");
     assert_no_violations(&world);
 }
@@ -266,14 +271,23 @@ fn wire_bytes(log: &str) -> u64 {
     before.rsplit(' ').next().and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("no number: {log}"))
 }
 
+/// The name of a file that is there before the database is back.
+const SHORT: &str = "short";
+
 #[test]
 fn a_locked_sqlite_file_costs_no_attempt_and_no_byte() {
-    the_database_goes_away(Backend::Sqlite);
+    the_database_goes_away(Backend::Sqlite, &["long", SHORT]);
 }
 
 #[test]
 fn an_unreachable_postgresql_costs_no_attempt_and_no_byte() {
-    the_database_goes_away(Backend::Servers);
+    the_database_goes_away(Backend::Servers, &["long", SHORT]);
+}
+
+/// Nothing is spooled, so that the worker claims as soon as it can: not what it has itself.
+#[test]
+fn leases_that_ran_out_while_postgresql_was_away_come_back() {
+    the_database_goes_away(Backend::Servers, &["a", "b", "c", "d"]);
 }
 
 /// Times are told, never judged: the machine may be busy.

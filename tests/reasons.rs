@@ -59,7 +59,7 @@ fn every_reason(backend: Backend) {
     if backend.is_missing(&test) {
         return;
     }
-    let worker = "lease = \"3s\"\nslots = 1\nretry_percent = 1000\nreconnect_timeout = \"1s\"\n";
+    let worker = "lease = \"3s\"\nslots = 6\nretry_percent = 1000\nreconnect_timeout = \"1s\"\n";
     let mut world = World::new("reasons", backend, &Terms { worker, ..Terms::default() });
     let _manager = world.manager("m1");
     let first = submit(&world, "first");

@@ -244,6 +244,10 @@ async fn look_and_claim(
         }
     }
     let Some((terms, row)) = best else { return Ok(Try::Nothing) };
+    if session.holds(row.work) {
+        // Its renewal brings it back; what stands behind it is looked at then.
+        return Ok(Try::Nothing);
+    }
     let queue = open.iter().find(|(name, location)| {
         *location == row.queue && Kind::of_operation(name.operation()) == Some(Kind::of(row.work))
     });

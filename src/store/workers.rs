@@ -3,7 +3,11 @@
 //! A name belongs to one process at a time. Who holds it is told by a nonce that the process drew when it started; a
 //! process that was stopped until another one took its name over finds that out with its next statement.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +47,7 @@ pub struct WorkerSession {
     pub(super) boot_nonce: String,
     pub(super) lease: Duration,
     pub(super) queues: Vec<(QueueName, LocationId)>,
+    running: Arc<Mutex<BTreeSet<Work>>>,
 }
 
 impl WorkerSession {
@@ -59,6 +64,26 @@ impl WorkerSession {
     /// The queues that it serves.
     pub fn queues(&self) -> impl Iterator<Item = &QueueName> {
         self.queues.iter().map(|(name, _)| name)
+    }
+
+    /// This worker runs it, whatever the row says: it does not claim it until [`Self::release`]. A lease that was lost
+    /// while the database was away comes back with a renewal; claimed anew, the work would be begun a second time.
+    pub fn hold(&self, work: Work) {
+        self.running().insert(work);
+    }
+
+    /// It has ended here.
+    pub fn release(&self, work: Work) {
+        self.running().remove(&work);
+    }
+
+    pub(super) fn holds(&self, work: Work) -> bool {
+        self.running().contains(&work)
+    }
+
+    fn running(&self) -> MutexGuard<'_, BTreeSet<Work>> {
+        // A set is whole between two statements.
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn replaced(&self) -> StoreError {
@@ -220,6 +245,7 @@ impl Store {
             boot_nonce: profile.boot_nonce.clone(),
             lease: profile.lease,
             queues,
+            running: Arc::default(),
         })
     }
 

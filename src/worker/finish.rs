@@ -42,6 +42,7 @@ pub(super) async fn attend(shared: Arc<Shared>, claim: Claim, slot: Slot) {
     if let Err(end) = ended.await {
         tracing::error!(work = %claim.work, fence = %claim.fence, %end, "an attempt ended badly; its lease will run out");
     }
+    shared.session.release(claim.work);
     shared.running().retain(|r| (r.span.work, r.span.fence) != (claim.work, claim.fence));
     drop(slot);
 }

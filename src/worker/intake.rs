@@ -54,6 +54,7 @@ pub(super) async fn run(shared: &Arc<Shared>, broker: Option<Arc<dyn Broker>>, p
                 delays.reset();
                 pulse.worked();
                 let slot = shared.slots.take(&queue_of(&claim));
+                shared.session.hold(claim.work);
                 tokio::spawn(finish::attend(Arc::clone(shared), claim, slot));
                 acknowledge(&mut held).await;
             }

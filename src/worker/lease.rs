@@ -46,6 +46,8 @@ pub(super) async fn keep(shared: Arc<Shared>, claim: Arc<Claim>, meter: Meter, s
             Ok(Renewal::Revived) => {
                 delays.reset();
                 tracing::info!(work = %claim.work, fence = %claim.fence, "the lease had run out, and is ours again");
+                // It stood in the way of what is behind it: nobody claims what he has himself.
+                shared.slots.look_again();
             }
             Ok(Renewal::CancelRequested) => return stop.now(Why::Cancelled),
             Ok(Renewal::Overtaken) => return stop.now(Why::Overtaken),

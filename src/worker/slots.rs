@@ -62,6 +62,11 @@ impl Slots {
         self.freed.notified()
     }
 
+    /// Has whoever waits for a free slot look again: something else may be claimed by now.
+    pub(super) fn look_again(&self) {
+        self.freed.notify_waiters();
+    }
+
     /// Waits until nothing runs.
     pub(super) async fn all_free(&self) {
         loop {

@@ -148,7 +148,7 @@ impl<'a> Monkey<'a> {
         if daemon.frozen || daemon.running.is_none() {
             return;
         }
-        if self.rng.below(4) == 0 {
+        if self.rng.below(3) == 0 {
             daemon.running.as_ref().expect("just seen").signal(Signal::STOP);
             daemon.again = Instant::now() + Duration::from_millis(500 + self.rng.below(6_000));
             daemon.frozen = true;

@@ -62,6 +62,7 @@ const CASES: &[Case] = cases![
     outcomes::an_archive_transfer_ends_like_a_transfer,
     sweeps::a_lost_lease_is_offered_again,
     sweeps::a_late_owner_is_back_unless_overtaken,
+    sweeps::what_a_worker_runs_it_does_not_claim_again,
     sweeps::too_many_losses_end_it,
     sweeps::cancelled_work_is_not_offered_again,
     sweeps::two_managers_sweep_once,

@@ -49,6 +49,31 @@ pub(crate) async fn a_lost_lease_is_offered_again(bed: &Bed) {
     }
 }
 
+/// A worker that had lost sight of the database finds its own work offered when it comes back.
+pub(crate) async fn what_a_worker_runs_it_does_not_claim_again(bed: &Bed) {
+    bed.apply_topology().await;
+    let transfer = bed.scheduled().await.transfer;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let held = claim(&bed.store, &session).await.expect("work");
+    session.hold(held.work);
+    bed.expire(transfer).await;
+    assert_eq!(sweep(bed, &SweepRules::default()).await.offered, [held.work]);
+    assert_eq!(claim(&bed.store, &session).await, None, "it runs here already");
+    let clock = bed.store.lease_clock();
+    let renewal = bed.store.renew(&session, held.work, held.fence, LEASE, &clock, 700).await.expect("renew");
+    assert_eq!(renewal, Renewal::Revived, "the same attempt goes on");
+    bed.expire(transfer).await;
+    sweep(bed, &SweepRules::default()).await;
+    session.release(held.work);
+    assert_eq!(claim(&bed.store, &session).await.expect("it has ended here").attempt, 2);
+    // Another process of that name runs nothing yet.
+    bed.expire(transfer).await;
+    sweep(bed, &SweepRules::default()).await;
+    session.hold(held.work);
+    let other = enrol(&bed.store, "other", &[QUEUE]).await;
+    assert_eq!(claim(&bed.store, &other).await.expect("offered to anybody else").attempt, 3);
+}
+
 pub(crate) async fn a_late_owner_is_back_unless_overtaken(bed: &Bed) {
     bed.apply_topology().await;
     let transfer = bed.scheduled().await.transfer;
