@@ -105,7 +105,10 @@ fn chaos(backend: Backend) {
     }
     let mut rng = seed(&test);
     let transfers = count("transfers", 200);
+    // Pushed or pulled.
+    let (dialer, queue) = *rng.pick(&[("origin", "ccat"), ("destination", "cologne")]);
     let terms = Terms {
+        dialer,
         rate: Some("1M"),
         worker: "slots = 2\nlease = \"3s\"\nretry_percent = 2\nreconnect_timeout = \"5s\"\n",
         manager: "bundle_packages = 1\nbundle_age = \"0s\"",
@@ -117,7 +120,7 @@ fn chaos(backend: Backend) {
     let plan = Plan::parse(&planted).expect("a plan");
     let model = |id: i64, attempt: u64| plan.draw(Work::Transfer(TransferId::new(id)), attempt).map(|p| p.class);
     let began = Instant::now();
-    let mut monkey = Monkey::new(&world, &planted, transfers, rng.clone());
+    let mut monkey = Monkey::new(&world, &format!("{queue}_buffer_data_transfer"), &planted, transfers, rng.clone());
     world.submit(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let mut rounds = 0;
     let managers = monkey.managers();
@@ -148,7 +151,7 @@ fn chaos(backend: Backend) {
     let of = |outcome: &str| attempts.iter().filter(|a| a.outcome == outcome).count();
     let classes: BTreeSet<&str> = attempts.iter().map(|a| a.outcome.as_str()).collect();
     say(&format!(
-        "{test}: {:.1} s, {transfers} transfers, {} attempts ({} lost, {} other failures of {} classes), {}",
+        "{test}: {:.1} s, {transfers} transfers dialled by the {dialer}, {} attempts ({} lost, {} other failures of {} classes), {}",
         began.elapsed().as_secs_f64(),
         attempts.len(),
         of("lost_worker"),

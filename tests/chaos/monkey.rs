@@ -17,13 +17,14 @@ use crate::{
     harness::{Rng, Running, say},
 };
 
-const QUEUE: &str = "ccat_buffer_data_transfer";
 const WORKERS: [&str; 3] = ["w1", "w2", "w3"];
 const MANAGERS: [&str; 2] = ["m1", "m2"];
 
 /// The damage that is still to be done, and what was done.
 pub(crate) struct Monkey<'a> {
     world: &'a World,
+    /// Where the hints go.
+    queue: QueueName,
     planted: String,
     rng: Rng,
     crew: Vec<Daemon>,
@@ -64,11 +65,12 @@ impl Daemon {
 }
 
 impl<'a> Monkey<'a> {
-    pub(crate) fn new(world: &'a World, planted: &str, transfers: u64, rng: Rng) -> Self {
+    pub(crate) fn new(world: &'a World, queue: &str, planted: &str, transfers: u64, rng: Rng) -> Self {
         let now = Instant::now();
         let daemon = |name| Daemon { name, running: None, again: now, frozen: false };
         Self {
             world,
+            queue: QueueName::new(queue).expect("a name"),
             planted: planted.to_owned(),
             rng,
             crew: WORKERS.into_iter().chain(MANAGERS).map(daemon).collect(),
@@ -189,8 +191,7 @@ impl<'a> Monkey<'a> {
                 break;
             }
             let id: u128 = self.rng.pick(&known)[0].parse().expect("a number");
-            let queue = QueueName::new(QUEUE).expect("a name");
-            let hint = Hint { id: Uuid::from_u128(id), queue }.to_bytes();
+            let hint = Hint { id: Uuid::from_u128(id), queue: self.queue.clone() }.to_bytes();
             bodies.extend(std::iter::repeat_n(hint, 1 + self.rng.index(3)));
             self.done.duplicates += 1;
         }
@@ -219,7 +220,7 @@ impl<'a> Monkey<'a> {
                 };
                 for body in &bodies {
                     let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
-                    channel.basic_publish("".into(), QUEUE.into(), options, body, properties).await?;
+                    channel.basic_publish("".into(), self.queue.as_str().into(), options, body, properties).await?;
                 }
                 Ok::<_, lapin::Error>(channel)
             };
@@ -265,8 +266,9 @@ impl<'a> Monkey<'a> {
     pub(crate) fn sums(&self) -> String {
         let stale = |words: &str| self.said.iter().map(|said| said.matches(words).count()).sum::<usize>();
         format!(
-            "{:?}, stale: {} outcomes refused, {} attempts given up as overtaken",
+            "{:?}, {} dead letters kept, stale: {} outcomes refused, {} attempts given up as overtaken",
             self.done,
+            self.world.number("count(*)", "FROM dead_letter"),
             stale("counts for nothing"),
             stale("overtaken: somebody else")
         )

@@ -383,7 +383,7 @@ fn write_settings(
         format!("[broker]\nurl = \"amqp://127.0.0.1:{port}\"\ncredentials_file = \"{}\"\n", credentials.display())
     });
     // With a broker nobody looks by the clock: a hint or the database's own notice has to come.
-    let poll = terms.poll.unwrap_or(if rabbit.is_some() { "1h" } else { "200ms" });
+    let poll = terms.poll.unwrap_or_else(|| if rabbit.is_some() { "1h" } else { "200ms" });
     for (file, login) in [("control", Postgres::ADMIN), ("manager", "the_manager"), ("worker", "the_worker")] {
         let settings = format!(
             "identity = \"{identity}\"\nlog = \"info\"\n[database]\nurl = \"{database}\"\n{broker}\
