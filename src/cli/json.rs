@@ -357,6 +357,7 @@ pub(super) mod tests {
             digest: Some(Digest([1; 32])),
             action: Action::Copied,
             evidence: Vec::new(),
+            modified_us: None,
         };
         json.file(&report);
         report.evidence.push(Evidence {

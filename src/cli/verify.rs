@@ -138,6 +138,7 @@ fn check_one(root: &Path, line: &Line, buffer: &mut [u8]) -> FileReport {
         digest: Some(line.digest),
         action: Action::Same,
         evidence: Vec::new(),
+        modified_us: None,
     };
     match digest(&path, buffer) {
         Ok((found, size)) => {

@@ -138,6 +138,7 @@ mod tests {
             digest: Some(Digest::of(path.as_bytes())),
             action,
             evidence: Vec::new(),
+            modified_us: None,
         }
     }
 

@@ -1,7 +1,10 @@
 use std::{fmt, num::NonZeroU32, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use super::{FailureClass, Summary};
-use crate::{chunk::ChunkSize, net::Congestion};
+use crate::{
+    chunk::{ChunkSize, Digest},
+    net::Congestion,
+};
 
 /// What a job is asked to do, beyond where from and where to. The defaults are meant to be right.
 #[derive(Clone, Debug)]
@@ -34,6 +37,9 @@ pub struct Options {
     pub reconnect_timeout: Duration,
     /// Bytes of chunk buffers per process.
     pub memory_bytes: usize,
+    /// What every regular file of the job must read as, where that is known before: a file with other bytes is failed with
+    /// class source, before it gets its name. For jobs of one file; a tree is known by the digest of the whole only.
+    pub expected: Option<Digest>,
 }
 
 impl Default for Options {
@@ -53,6 +59,7 @@ impl Default for Options {
             congestion: Congestion::default(),
             reconnect_timeout: Duration::from_secs(600),
             memory_bytes: 96 << 20,
+            expected: None,
         }
     }
 }

@@ -35,6 +35,8 @@ pub struct FileReport {
     pub action: Action,
     /// How the receiver knows that the bytes are there: what it hashed, from where, when.
     pub evidence: Vec<Evidence>,
+    /// When the source was last written to, in microseconds since the Unix epoch, as its sender says.
+    pub modified_us: Option<i64>,
 }
 
 /// What was done about one entry.

@@ -47,6 +47,8 @@ pub(super) struct Sources {
     open: Mutex<HashMap<u64, Arc<SourceFile>>>,
     pace: Pace,
     streams: Option<usize>,
+    // What each file must read as, where that is known.
+    expected: Option<Digest>,
     /// Links to files that were seen before become separate files: how many.
     hard_links: AtomicU64,
     skipped: AtomicU64,
@@ -63,7 +65,12 @@ pub(super) struct SourceFigures {
 
 impl Sources {
     /// Opens the roots of a walk.
-    pub(super) fn open(walk: &Walk, pace: Pace, streams: Option<usize>) -> Result<Self, JobError> {
+    pub(super) fn open(
+        walk: &Walk,
+        pace: Pace,
+        streams: Option<usize>,
+        expected: Option<Digest>,
+    ) -> Result<Self, JobError> {
         let roots = walk
             .roots()
             .iter()
@@ -75,6 +82,7 @@ impl Sources {
             open: Mutex::default(),
             pace,
             streams,
+            expected,
             hard_links: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
         })
@@ -156,7 +164,7 @@ fn convert(found: walk::Found, sources: &Sources) -> Option<Entry> {
                     if e.meta.nlink > 1 {
                         sources.hard_links.fetch_add(1, Ordering::Relaxed);
                     }
-                    EntryKind::File { size: e.meta.size, sparse: e.meta.is_sparse(), expected: None }
+                    EntryKind::File { size: e.meta.size, sparse: e.meta.is_sparse(), expected: sources.expected }
                 }
             };
             Some(Entry { path: e.path, meta, kind })
@@ -313,6 +321,7 @@ fn report(observer: &Arc<dyn Observer>, event: SenderEvent, sources: &Sources) {
                 digest: receipt.digest,
                 action: reported(receipt.done),
                 evidence: receipt.evidence,
+                modified_us: entry.meta.modified_us(),
             });
         }
         SenderEvent::Failed(entry, class, text) => observer.file(&FileReport {
@@ -321,6 +330,7 @@ fn report(observer: &Arc<dyn Observer>, event: SenderEvent, sources: &Sources) {
             digest: None,
             action: Reported::Failed { class: class_of(class), text },
             evidence: Vec::new(),
+            modified_us: entry.meta.modified_us(),
         }),
     }
 }

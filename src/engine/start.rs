@@ -120,7 +120,7 @@ async fn send_side(
     let started = Instant::now();
     let chunk_size = options.chunk_size;
     let streams = options.streams.and_then(|n| usize::try_from(n.get()).ok());
-    let sources = Arc::new(Sources::open(&walk, pace, streams)?);
+    let sources = Arc::new(Sources::open(&walk, pace, streams, options.expected)?);
     session.install(Machine::Sender(Box::new(Sender::new(chunk_size, holds))), chunk_size);
     let result = send::drive(session, &sources, walk, observer, options.reconnect_timeout).await;
     end(session, &result).await;
@@ -173,8 +173,11 @@ pub async fn pull(
     keep_receipts(&place, options.job.0, options.fence, "")?;
     session.say(&hello(options, Request::Pull { sources, holds }));
     welcome(session).await?;
-    receive_side(session, place, holds, options.overwrite, options.chunk_size, options.reconnect_timeout, observer)
-        .await
+    let mut receiver = Receiver::new(options.chunk_size, holds, options.overwrite);
+    if let Some(expected) = options.expected {
+        receiver.expect(expected);
+    }
+    receive_side(session, place, receiver, options.chunk_size, options.reconnect_timeout, observer).await
 }
 
 /// Receipts are kept where a control plane conducts the job: nobody else would know what to ask for, or ever clear up.
@@ -222,15 +225,13 @@ fn holds(store: &PartStore, typed: &[Vec<u8>], naming: &receive::Naming, more: b
 async fn receive_side(
     session: &Arc<Session>,
     place: Arc<Destination>,
-    holds: bool,
-    overwrite: bool,
+    mut receiver: Receiver,
     chunk_size: ChunkSize,
     reconnect: Duration,
     observer: &Arc<dyn Observer>,
 ) -> Result<Summary, JobError> {
     let started = Instant::now();
     // Frames wait for the destination; when they find it, the machine must be there.
-    let mut receiver = Receiver::new(chunk_size, holds, overwrite);
     if place.keeps_receipts() {
         receiver.keep_receipts();
     }
@@ -369,7 +370,8 @@ async fn accept_inner(
             let place = Destination::new(root, store, naming, hello.flags, hello.chunk_size);
             keep_receipts(&place, hello.job, hello.fence, places.peer().unwrap_or_default())?;
             session.say(&welcome(holds));
-            receive_side(session, place, holds, hello.flags.overwrite, hello.chunk_size, reconnect, observer).await
+            let receiver = Receiver::new(hello.chunk_size, holds, hello.flags.overwrite);
+            receive_side(session, place, receiver, hello.chunk_size, reconnect, observer).await
         }
         Request::Pull { sources, holds } => {
             let opened = places.sources(sources)?;

@@ -25,6 +25,13 @@ pub struct Meta {
     pub gid: u32,
 }
 
+impl Meta {
+    /// The modification time in microseconds since the Unix epoch, where that can be told in 64 bits.
+    pub fn modified_us(&self) -> Option<i64> {
+        self.mtime_s.checked_mul(1_000_000)?.checked_add(i64::from(self.mtime_ns / 1000))
+    }
+}
+
 /// One line of the manifest. Its id is its position: the first entry of a session has id 0.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {

@@ -41,6 +41,8 @@ pub struct Receiver {
     pub(super) chunk_size: ChunkSize,
     pub(super) holds: bool,
     pub(super) overwrite: bool,
+    // What each file must be, where this end was told so.
+    pub(super) expected: Option<Digest>,
     pub(super) items: BTreeMap<u64, Incoming>,
     pub(super) items_bytes: usize,
     pub(super) weight: Weight,
@@ -80,6 +82,7 @@ impl Receiver {
             chunk_size,
             holds,
             overwrite,
+            expected: None,
             items: BTreeMap::new(),
             items_bytes: 0,
             weight: Weight::default(),
@@ -109,6 +112,11 @@ impl Receiver {
             stats: ReceiverStats::default(),
             events: VecDeque::new(),
         }
+    }
+
+    /// Each file must have this digest, also where the sender does not say so. To be called first.
+    pub fn expect(&mut self, digest: Digest) {
+        self.expected = Some(digest);
     }
 
     /// Asks for everything that is said about entries to be taken down: see [`Action::Keep`]. To be called first.
@@ -151,7 +159,12 @@ impl Receiver {
         Ok(())
     }
 
-    fn handle_page(&mut self, first: u64, entries: Vec<Entry>) -> Result<(), ProtocolError> {
+    fn handle_page(&mut self, first: u64, mut entries: Vec<Entry>) -> Result<(), ProtocolError> {
+        for entry in &mut entries {
+            if let (Some(ours), EntryKind::File { expected, .. }) = (self.expected, &mut entry.kind) {
+                *expected = Some(ours);
+            }
+        }
         if first != self.next_id || self.end.is_some() || entries.is_empty() {
             return Err(ProtocolError::PeerMisbehaved("its pages do not follow each other"));
         }

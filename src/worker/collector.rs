@@ -3,10 +3,10 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::failure::{Failure, class_of};
+use super::failure::{Failure, UNEXPECTED, class_of};
 use crate::{
     chunk::{Digest, escape_bytes},
-    engine::{Action, FileReport, Observer, Progress},
+    engine::{Action, FailureClass, FileReport, Observer, Progress},
     model::{CheckMethod, Timestamp},
     protocol::Evidence,
 };
@@ -48,10 +48,20 @@ pub(super) struct Seen {
     pub(super) digest: Option<Digest>,
     /// How it was looked at; the weakest of all.
     pub(super) look: Option<Look>,
+    /// The source's bytes were not those that were registered, and nothing was published.
+    pub(super) unexpected: Option<Unexpected>,
     /// The first entries that failed.
     pub(super) failures: Vec<Failure>,
     /// Warnings, the first ones.
     pub(super) warnings: Vec<String>,
+}
+
+/// A source with other bytes than were registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unexpected {
+    pub(super) size_bytes: u64,
+    /// When it was last written to, as its end says.
+    pub(super) modified_at: Option<Timestamp>,
 }
 
 /// How the receiver knows.
@@ -124,6 +134,12 @@ impl Collector {
 impl Observer for Collector {
     fn file(&self, report: &FileReport) {
         let mut seen = self.state();
+        if let Action::Failed { class: FailureClass::Source, text } = &report.action
+            && text.contains(UNEXPECTED)
+        {
+            let modified_at = report.modified_us.map(Timestamp::from_micros);
+            seen.unexpected = Some(Unexpected { size_bytes: report.size, modified_at });
+        }
         match &report.action {
             Action::Failed { class, text } if seen.failures.len() < MOST_TEXTS => {
                 let path = escape_bytes(&report.path);
@@ -164,8 +180,6 @@ const MOST_TEXTS: usize = 20;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::FailureClass;
-
     fn report(path: &str, action: Action, method: &str, start_ns: i64) -> FileReport {
         let evidence = Evidence {
             method: method.into(),
@@ -182,6 +196,7 @@ mod tests {
             digest: Some(Digest::of(path.as_bytes())),
             action,
             evidence: vec![evidence],
+            modified_us: Some(7),
         }
     }
 

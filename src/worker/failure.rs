@@ -54,6 +54,9 @@ pub(super) enum End {
     Destination,
 }
 
+/// What a receiver says of a source whose bytes are not those that it was told to expect.
+pub(super) const UNEXPECTED: &str = "was expected";
+
 /// The one place where the engine's classes become the control plane's. The engine tells who is at fault; where one of its
 /// classes is several of ours, the text that came with it decides, because that is all that comes from the far end. The
 /// first row that fits holds.
@@ -61,7 +64,7 @@ pub(super) enum End {
 /// | engine | text holds | class |
 /// |---|---|---|
 /// | source | `No such file`, `os error 2)` | missing_source |
-/// | source | `changed` | source_changed |
+/// | source | `was expected`, `changed` | source_changed; for a file that nobody wrote to since it was registered corrupt_at_source |
 /// | source | `Permission denied`, `symbolic link` | configuration |
 /// | source | anything else | missing_source |
 /// | destination | `No space`, `quota`, `os error 28)`, `os error 122)` | no_space |
@@ -79,7 +82,7 @@ pub(super) enum End {
 /// | bug | | bug |
 const TABLE: &[(FailureClass, &[&str], ErrorClass)] = &[
     (FailureClass::Source, &["No such file", "os error 2)"], ErrorClass::MissingSource),
-    (FailureClass::Source, &["changed"], ErrorClass::SourceChanged),
+    (FailureClass::Source, &[UNEXPECTED, "changed"], ErrorClass::SourceChanged),
     (FailureClass::Source, &["Permission denied", "symbolic link"], ErrorClass::Configuration),
     (FailureClass::Source, &[], ErrorClass::MissingSource),
     (FailureClass::Destination, &["No space", "quota", "os error 28)", "os error 122)"], ErrorClass::NoSpace),
@@ -162,6 +165,7 @@ mod tests {
         let location = include_str!("../endpoint/location.rs");
         assert!(location.contains("has no right to") && location.contains("no location"));
         let receiver = include_str!("../protocol/receiver.rs");
-        assert!(receiver.contains("exists at the destination"));
+        assert!(receiver.contains("exists at the destination") && receiver.contains(UNEXPECTED));
+        assert!(include_str!("../protocol/settle.rs").contains(UNEXPECTED));
     }
 }

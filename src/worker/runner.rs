@@ -187,7 +187,9 @@ async fn carry(
             (handle, Direction::Pull { sources: vec![source], destination: folder })
         }
     };
-    let options = Options { job: job_of(claim, member), ..way.options.clone() };
+    // A tree is known by the digest of the whole only, once all of it is there.
+    let whole = (member.kind == PackageKind::File).then_some(Digest(expected.value));
+    let options = Options { job: job_of(claim, member), expected: whole, ..way.options.clone() };
     let collector = Arc::new(Collector::new(meter.clone()));
     let started = Instant::now();
     let result = reach::run(
@@ -204,7 +206,16 @@ async fn carry(
     let summary = match result {
         Ok(summary) if summary.failed == 0 => summary,
         // An entry's own error says more than the sum of them.
-        Ok(_) | Err(_) if !seen.failures.is_empty() => return Err(first_of(&seen)),
+        Ok(_) | Err(_) if !seen.failures.is_empty() => {
+            let failure = first_of(&seen);
+            return Err(match seen.unexpected {
+                Some(found) if failure.class == ErrorClass::SourceChanged => Failure {
+                    class: origin_fault(member, found.size_bytes, found.modified_at),
+                    ..failure.during("the origin holds other bytes than were registered; nothing was published")
+                },
+                _ => failure,
+            });
+        }
         Ok(summary) => {
             return Err(Failure::new(ErrorClass::Bug, format!("{} entries failed without a reason", summary.failed)));
         }
@@ -220,13 +231,9 @@ async fn carry(
         return Ok(());
     }
     // The engine has proven that both ends hold the same; so the origin has other bytes than were registered.
-    let class = if found_size_bytes == member.size_bytes {
-        origin_fault(way, claim, &from, &to, member)
-    } else {
-        ErrorClass::SourceChanged
-    };
     Err(Failure::new(
-        class,
+        // Which of a tree's files it is, is not known here; a file would not have been published.
+        ErrorClass::SourceChanged,
         format!(
             "the origin holds other bytes than were registered: {} of {} bytes in {} files was registered, {found} of \
              {found_size_bytes} bytes in {} files was found; it lies at the destination under the package's name",
@@ -238,23 +245,10 @@ async fn carry(
     ))
 }
 
-/// Whether somebody wrote to the origin's file, or its medium reads otherwise than before. The destination has the origin's
-/// times, so either end can tell.
-fn origin_fault(way: &Way, claim: &Claim, from: &RelPath, to: &RelPath, member: &Member) -> ErrorClass {
-    let here = match claim.side {
-        Dialer::Origin => from,
-        Dialer::Destination => to,
-    };
-    if member.kind == PackageKind::Tree {
-        // Which of its files it is, is not known here.
-        return ErrorClass::SourceChanged;
-    }
-    let written = way.root.stat(here).ok().flatten().and_then(|stat| {
-        let nanoseconds = i64::from(stat.identity.mtime.nanoseconds);
-        stat.identity.mtime.seconds.checked_mul(1_000_000)?.checked_add(nanoseconds / 1000)
-    });
-    match written {
-        Some(us) if Timestamp::from_micros(us) <= member.registered_at => ErrorClass::CorruptAtSource,
+/// Whether somebody wrote to the origin's file, or its medium reads otherwise than before.
+fn origin_fault(member: &Member, size_bytes: u64, modified_at: Option<Timestamp>) -> ErrorClass {
+    match modified_at {
+        Some(at) if at <= member.registered_at && size_bytes == member.size_bytes => ErrorClass::CorruptAtSource,
         _ => ErrorClass::SourceChanged,
     }
 }

@@ -429,6 +429,7 @@ fn report(observer: &Arc<dyn Observer>, event: ReceiverEvent) {
             digest: receipt.digest,
             action: reported(receipt.done),
             evidence: receipt.evidence,
+            modified_us: entry.meta.modified_us(),
         }),
         ReceiverEvent::Failed(entry, class, text) => observer.file(&FileReport {
             path: entry.path.as_bytes().to_vec(),
@@ -436,6 +437,7 @@ fn report(observer: &Arc<dyn Observer>, event: ReceiverEvent) {
             digest: None,
             action: Reported::Failed { class: class_of(class), text },
             evidence: Vec::new(),
+            modified_us: entry.meta.modified_us(),
         }),
     }
 }

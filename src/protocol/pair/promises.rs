@@ -577,3 +577,30 @@ fn a_receipt_outlives_a_failure_that_crosses_it() {
     assert!(matches!(sender.poll_event(), Some(SenderEvent::Done(..))));
     assert!(sender.tree_digest().is_some());
 }
+
+/// Whether the sender announced the digest or the receiver was told it. Seen to fail with each of the two left out.
+#[test]
+fn nothing_else_than_what_is_expected_gets_a_name() {
+    let size = ChunkSize::from_log2(16).unwrap();
+    let (wanted, other) = (Digest::of(b"as registered"), Digest::of(b"changed since"));
+    for (announced, told) in [(Some(wanted), None), (None, Some(wanted)), (Some(other), Some(wanted))] {
+        for found in [wanted, other] {
+            let mut receiver = Receiver::new(size, false, false);
+            if let Some(told) = told {
+                receiver.expect(told);
+            }
+            let path = RelPath::new(b"f".to_vec()).unwrap();
+            let kind = EntryKind::File { size: 13, sparse: false, expected: announced };
+            let entry = Entry { path, meta: Meta::default(), kind };
+            receiver.handle_message(Message::Page { first: 0, entries: vec![entry] }).unwrap();
+            receiver.handle_prepared(0, vec![Prepared::Receive]);
+            receiver.handle_packed_written(0, found);
+            let publishes = std::iter::from_fn(|| receiver.poll_action()).any(|a| matches!(a, Action::Publish { .. }));
+            assert_eq!(publishes, found == wanted, "{announced:?} {told:?} {found}");
+            let failed = std::iter::from_fn(|| receiver.poll_message()).any(|m| {
+                matches!(m, Message::EntryFailed { class: Class::Source, text, .. } if text.contains("was expected"))
+            });
+            assert_eq!(failed, found == other, "{announced:?} {told:?} {found}");
+        }
+    }
+}
