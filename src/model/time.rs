@@ -24,6 +24,11 @@ impl Timestamp {
         Self(self.0.saturating_add(i64::try_from(wait.as_micros()).unwrap_or(i64::MAX)))
     }
 
+    /// This much earlier; the beginning of time where there is no earlier.
+    pub fn before(self, wait: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(wait.as_micros()).unwrap_or(i64::MAX)))
+    }
+
     /// How long after `earlier` this is; nothing if it is before it.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
@@ -55,6 +60,7 @@ mod tests {
         let time = Timestamp::from_micros(1_700_000_000_123_456);
         assert_eq!(time.to_string(), "2023-11-14T22:13:20.123Z");
         assert_eq!(time.after(Duration::from_secs(1)).since(time), Duration::from_secs(1));
+        assert_eq!(time.after(Duration::from_secs(9)).before(Duration::from_secs(9)), time);
         assert_eq!(time.since(time.after(Duration::from_secs(1))), Duration::ZERO);
         assert_eq!(Timestamp::from_micros(i64::MAX).to_string(), "9223372036854775807 us");
     }

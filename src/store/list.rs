@@ -10,8 +10,8 @@ use super::{
     work::Kind as WorkKind,
 };
 use crate::model::{
-    BundleId, ErrorClass, Fence, LocationId, PackageId, PackageKind, PackageState, Policy, RouteId, Status, Timestamp,
-    Work,
+    BundleId, ErrorClass, Fence, LocationId, PackageId, PackageKind, PackageState, Policy, RouteId, SiteId, Status,
+    Timestamp, Work,
 };
 
 /// Most rows of one page.
@@ -39,6 +39,8 @@ pub struct WorkFilter {
     pub error_class: Option<ErrorClass>,
     /// That begins or ends there.
     pub location: Option<LocationId>,
+    /// That begins or ends at this site.
+    pub site: Option<SiteId>,
     /// That takes this route. Archive transfers take none.
     pub route: Option<RouteId>,
     /// That moves this package.
@@ -56,7 +58,75 @@ pub struct PackageFilter {
     pub origin: Option<LocationId>,
     /// Whose name begins so.
     pub name_prefix: Option<String>,
+    /// That were registered there, or that a transfer takes from there or to there.
+    pub location: Option<LocationId>,
+    /// The same for a site.
+    pub site: Option<SiteId>,
+    /// That a transfer takes over this route.
+    pub route: Option<RouteId>,
+    /// With a transfer in one of these, where any are given.
+    pub statuses: Vec<Status>,
+    /// With a transfer whose last error is of this class.
+    pub error_class: Option<ErrorClass>,
+    /// This one alone.
+    pub package: Option<PackageId>,
+    /// That nothing was heard of since.
+    pub updated_before: Option<Timestamp>,
 }
+
+impl PackageFilter {
+    fn conditions(&self) -> Conditions {
+        let mut all = Conditions::default();
+        all.any("p.state", self.states.iter().map(|s| s.as_str().into()));
+        if let Some(package) = self.package {
+            all.add("p.id = $", package.into());
+        }
+        if let Some(origin) = self.origin {
+            all.add("p.origin_location_id = $", origin.into());
+        }
+        if let Some(location) = self.location {
+            all.add(
+                &format!(
+                    "(p.origin_location_id = $ OR {MOVED} AND $ IN (t.origin_location_id, t.destination_location_id)))"
+                ),
+                location.into(),
+            );
+        }
+        if let Some(site) = self.site {
+            let of = |column: &str| format!("{column} IN (SELECT id FROM data_location WHERE site_id = $)");
+            let (begins, ends) = (of("t.origin_location_id"), of("t.destination_location_id"));
+            all.add(&format!("({} OR {MOVED} AND ({begins} OR {ends})))", of("p.origin_location_id")), site.into());
+        }
+        if let Some(time) = self.updated_before {
+            all.add("p.updated_at < $", time.into());
+        }
+        // Of one transfer, all of it.
+        let outside = all.text.len();
+        if let Some(route) = self.route {
+            all.add("t.route_id = $", route.into());
+        }
+        all.any("t.status", self.statuses.iter().map(|s| s.as_str().into()));
+        if let Some(class) = self.error_class {
+            all.add("t.error_class = $", class.as_str().into());
+        }
+        let inside = all.text.split_off(outside);
+        if !inside.is_empty() {
+            all.text.push_str(&format!(" AND {MOVED}{inside})"));
+        }
+        if let Some(prefix) = &self.name_prefix {
+            let length = i64::try_from(prefix.chars().count()).unwrap_or(i64::MAX);
+            all.add("substr(p.name, 1, CAST($ AS INTEGER))", length.into());
+            all.args.push(prefix.into());
+            let name = all.args.len();
+            all.text.push_str(&format!(" = ${name}"));
+        }
+        all
+    }
+}
+
+/// A transfer `t` of package `p`; more conditions and a bracket follow.
+const MOVED: &str = "EXISTS (SELECT 1 FROM transfer_request q JOIN data_transfer t
+    ON t.data_transfer_package_id = q.data_transfer_package_id WHERE q.package_id = p.id";
 
 /// One piece of work.
 #[derive(Clone, Debug, Serialize)]
@@ -172,6 +242,13 @@ impl WorkFilter {
         }
         if let Some(location) = self.location {
             all.add("$ IN (t.origin_location_id, t.destination_location_id)", location.into());
+        }
+        if let Some(site) = self.site {
+            all.add(
+                "(t.origin_location_id IN (SELECT id FROM data_location WHERE site_id = $)
+                    OR t.destination_location_id IN (SELECT id FROM data_location WHERE site_id = $))",
+                site.into(),
+            );
         }
         match (self.route, self.kind) {
             (None, _) => {}
@@ -348,18 +425,7 @@ impl Store {
         most: u32,
     ) -> Result<Page<PackageRow>, StoreError> {
         let mut tx = self.read().await?;
-        let mut conditions = Conditions::default();
-        conditions.any("p.state", filter.states.iter().map(|s| s.as_str().into()));
-        if let Some(origin) = filter.origin {
-            conditions.add("p.origin_location_id = $", origin.into());
-        }
-        if let Some(prefix) = &filter.name_prefix {
-            let length = i64::try_from(prefix.chars().count()).unwrap_or(i64::MAX);
-            conditions.add("substr(p.name, 1, CAST($ AS INTEGER))", length.into());
-            conditions.args.push(prefix.into());
-            let name = conditions.args.len();
-            conditions.text.push_str(&format!(" = ${name}"));
-        }
+        let conditions = filter.conditions();
         let read = |row: &Row| Ok((row.int("id")?, package_row(row)?));
         page(&mut tx, PACKAGE_SELECT, "p.id", conditions, (after, most), read).await
     }

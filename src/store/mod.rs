@@ -21,7 +21,7 @@
 //!
 //! | table | holds | written by |
 //! |---|---|---|
-//! | `site`, `peer`, `data_location`, `data_transfer_route` | the topology; also pause flags, free space, the breaker | `topology apply` (owner); flags by operators and managers |
+//! | `site`, `peer`, `data_location`, `data_transfer_route` | the topology; also pause flags, free space, the breaker | `topology apply` (owner); flags by operators and managers; free space by the worker that has the location, with its heartbeat |
 //! | `worker_login` | which PostgreSQL login reaches which locations | `topology apply` |
 //! | `raw_data_package`, `package_digest`, `archive_requirement` | what exists, and what it must be | registration; state by managers |
 //! | `intake` | plain INSERTs of other programs, see [Intake](#intake) | submitters; decided by managers |
@@ -156,6 +156,7 @@ mod lease;
 mod limits;
 mod list;
 mod many;
+mod names;
 mod network;
 mod operate;
 mod outbox;

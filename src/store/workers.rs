@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Backend, LeaseClock, Store, StoreError,
-    sql::{Row, Tx, args},
+    sql::{Row, Tx, Value, args},
     watch::Look,
 };
 use crate::model::{Fence, LocationId, Operation, QueueName, Timestamp, Work, WorkerId, WorkerState};
@@ -102,6 +102,9 @@ pub struct RunningSpan {
     pub phase: String,
     /// Since when.
     pub since: Timestamp,
+    /// Verified bytes at the destination so far.
+    #[serde(default)]
+    pub bytes_done: u64,
 }
 
 /// A worker as others see it.
@@ -129,6 +132,8 @@ pub struct WorkerView {
     pub heartbeat_at: Timestamp,
     /// What it ran then.
     pub running: Vec<RunningSpan>,
+    /// Outcomes on its own disk that the database has not taken yet, as it last said.
+    pub spooled: u64,
     /// The queues that it serves.
     #[serde(serialize_with = "queue_names")]
     pub queues: Vec<QueueName>,
@@ -295,6 +300,30 @@ impl Store {
         tx.commit().await
     }
 
+    /// Says what a worker's machine has: how many outcomes wait on its disk, and how many bytes are free at its
+    /// locations, which the planner heeds. Locations that it does not serve are passed over.
+    ///
+    /// # Errors
+    /// [`StoreError::WorkerReplaced`] when another process has its name by now.
+    pub async fn report(
+        &self,
+        session: &WorkerSession,
+        spooled: u64,
+        free_bytes: &[(QueueName, u64)],
+    ) -> Result<(), StoreError> {
+        let mut tx = self.write().await?;
+        let text = "UPDATE worker SET spooled = $3 WHERE id = $1 AND boot_nonce = $2";
+        if tx.execute(text, &[session.id.into(), (&session.boot_nonce).into(), Value::size(spooled)?]).await? == 0 {
+            return Err(session.replaced());
+        }
+        for (queue, free) in free_bytes {
+            let Some((_, location)) = session.queues.iter().find(|(own, _)| own == queue) else { continue };
+            let text = "UPDATE data_location SET free_bytes = $2, free_bytes_at = now_us() WHERE id = $1";
+            tx.execute(text, &[(*location).into(), Value::size(*free)?]).await?;
+        }
+        tx.commit().await
+    }
+
     /// A worker stops claiming and finishes what it has.
     ///
     /// # Errors
@@ -332,7 +361,7 @@ impl Store {
         let mut tx = self.read().await?;
         let rows = tx
             .rows(
-                "SELECT id, name, host, process_id, version, state, slots, running, started_at, heartbeat_at, \
+                "SELECT id, name, host, process_id, version, state, slots, running, spooled, started_at, heartbeat_at, \
                  (state <> 'stopped' AND heartbeat_boot = $1 AND heartbeat_until >= coalesce($2, now_us())) AS alive \
                  FROM worker ORDER BY name",
                 args![&clock.boot, clock.now_us],
@@ -371,6 +400,7 @@ fn view(row: &Row) -> Result<WorkerView, StoreError> {
         started_at: row.time("started_at")?,
         heartbeat_at: row.time("heartbeat_at")?,
         running: serde_json::from_str(&running).map_err(|e| StoreError::Corrupt(format!("running: {e}")))?,
+        spooled: row.size("spooled")?,
         queues: Vec::new(),
     })
 }

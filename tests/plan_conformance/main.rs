@@ -35,6 +35,7 @@ const CASES: &[Case] = cases![
     planning::a_relay_is_two_rows_and_the_second_waits,
     planning::a_custom_route_goes_before_a_direct_one,
     planning::the_best_buffer_that_takes_it_is_chosen,
+    planning::what_a_worker_says_is_free_is_heeded,
     planning::what_fits_nowhere_leaves_the_way_free_for_others,
     planning::what_has_no_route_says_so_until_it_has_one,
     planning::archive_sites_take_turns,

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use ccat_xfer::{
     model::{BundleLimits, Ending, ErrorClass, Policy},
-    store::{PlanLimits, Store},
+    store::{PlanLimits, Store, StoreError},
 };
 use futures_util::future::join_all;
 
@@ -134,6 +134,32 @@ pub(crate) async fn the_best_buffer_that_takes_it_is_chosen(bed: &Bed) {
     assert_eq!(chosen("e").await, first, "4000 less 2000 on the way");
     assert_eq!(chosen("f").await, first, "4000 less 3000 on the way");
     assert_eq!(chosen("g").await, second, "full: nothing is left of it");
+}
+
+/// Seen to fail with the report's statement for locations left out, and with the look at the session's queues.
+pub(crate) async fn what_a_worker_says_is_free_is_heeded(bed: &Bed) {
+    apply(bed, WORLD).await;
+    let (first, second) = ("cologne_first_data_transfer", "cologne_second_data_transfer");
+    let one = worker(&bed.store, "one", 1, &[first, second]).await;
+    let report = async |free: &[(&str, u64)]| {
+        let free: Vec<_> = free.iter().map(|(queue, free)| (queue.parse().expect("a queue"), *free)).collect();
+        bed.store.report(&one, 3, &free).await.expect("report");
+    };
+    let chosen = async |path: &str| way(bed, planned(bed, path, "ccat/out", "cologne").await[0]).await;
+    // Packages have 1000 bytes each. What it does not serve is not its to say.
+    report(&[(first, 999), (second, 1 << 40), ("us_buffer_data_transfer", 1)]).await;
+    assert_eq!(chosen("a").await, "ccat/out -> cologne/second over ccat-cologne, hop 1", "the first one is full");
+    report(&[(first, 1000), (second, 1 << 40)]).await;
+    assert_eq!(chosen("b").await, "ccat/out -> cologne/first over ccat-cologne, hop 1", "there is room now");
+    assert_eq!(chosen("c").await, "ccat/out -> cologne/second over ccat-cologne, hop 1", "taken by what is on its way");
+    assert_eq!(bed.int("SELECT count(*) FROM data_location WHERE free_bytes IS NOT NULL").await, 2);
+    let views = bed.store.workers(&bed.store.lease_clock()).await.expect("list");
+    assert_eq!(views[0].spooled, 3);
+    // A process that lost its name says nothing any more.
+    bed.done("UPDATE worker SET boot_nonce = 'another'").await;
+    let error = bed.store.report(&one, 0, &[(first.parse().expect("a queue"), 5)]).await.expect_err("refused");
+    assert!(matches!(error, StoreError::WorkerReplaced { .. }), "{error}");
+    assert_eq!(bed.int("SELECT min(free_bytes) FROM data_location").await, 1000);
 }
 
 pub(crate) async fn what_fits_nowhere_leaves_the_way_free_for_others(bed: &Bed) {

@@ -82,6 +82,7 @@ pub(crate) async fn a_silent_worker_is_marked(bed: &Bed) {
         fence: Fence::new(1),
         phase: "transfer".into(),
         since: Timestamp::from_micros(5),
+        bytes_done: 77,
     };
     for session in [&silent, &loud] {
         bed.store.heartbeat(session, &clock, WorkerState::Active, std::slice::from_ref(&span)).await.expect("beat");

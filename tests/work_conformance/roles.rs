@@ -24,6 +24,9 @@ pub(crate) async fn a_workers_login_is_enough(bed: &Bed) {
     let session = enrol(&store, "w", &[QUEUE]).await;
     let clock = store.lease_clock();
     store.heartbeat(&session, &clock, WorkerState::Active, &[]).await.expect("beat");
+    store.report(&session, 2, &[(QUEUE.parse().expect("a queue"), 1 << 40)]).await.expect("report");
+    let free = "SELECT free_bytes FROM data_location WHERE queue_stem = 'ccat_output_buffer'";
+    assert_eq!(bed.int(free).await, 1 << 40);
     for _ in 0..3 {
         bed.scheduled().await;
     }

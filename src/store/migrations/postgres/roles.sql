@@ -155,7 +155,7 @@ GRANT INSERT, UPDATE (path, status, verification, updated_at, changed_by, change
 GRANT INSERT ON verification_record, attempt, outbox, dead_letter TO ccat_xfer_worker;
 GRANT INSERT (name, boot_nonce, host, process_id, version, state, slots, lease_us, running, started_at, heartbeat_at,
     heartbeat_boot, heartbeat_until, heartbeats),
-    UPDATE (boot_nonce, host, process_id, version, state, slots, lease_us, running, started_at, heartbeat_at,
+    UPDATE (boot_nonce, host, process_id, version, state, slots, lease_us, running, spooled, started_at, heartbeat_at,
     heartbeat_boot, heartbeat_until, heartbeats) ON worker TO ccat_xfer_worker;
 GRANT INSERT, DELETE ON worker_queue TO ccat_xfer_worker;
 GRANT UPDATE (free_bytes, free_bytes_at, updated_at) ON data_location TO ccat_xfer_worker;
