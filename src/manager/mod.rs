@@ -15,6 +15,7 @@
 //! has a heartbeat, so that `/health` names the one that stands still. SIGTERM ends each loop between two turns.
 
 mod burial;
+mod figures;
 mod relay;
 mod turns;
 
@@ -25,13 +26,16 @@ use std::{
     time::Duration,
 };
 
-use self::turns::{Daemon, Turn};
+use self::{
+    figures::{Figures, Task},
+    turns::{Daemon, Turn},
+};
 use crate::{
     broker::Broker,
     model::Work,
     store::{PlanLimits, Store, SweepRules, Wakeup},
     task::Gate,
-    telemetry::health::Health,
+    telemetry::{health::Health, metrics::Metrics},
 };
 
 /// How a manager works. The defaults suit every size that was measured.
@@ -74,6 +78,7 @@ struct Shared {
     broker: Option<Arc<dyn Broker>>,
     /// Work that no sweep can offer again, and that was told of.
     unswept: Mutex<BTreeSet<Work>>,
+    figures: Figures,
 }
 
 impl fmt::Debug for Shared {
@@ -84,34 +89,45 @@ impl fmt::Debug for Shared {
 
 /// Runs a manager until `gate` drains. Without a broker hints are not published: workers on the same database find work by
 /// looking, every 2 s.
-pub async fn run(config: Config, store: Store, broker: Option<Arc<dyn Broker>>, health: &Health, gate: &Gate) {
-    let shared = Arc::new(Shared { config, store, broker, unswept: Mutex::default() });
+pub async fn run(
+    config: Config,
+    store: Store,
+    broker: Option<Arc<dyn Broker>>,
+    health: &Health,
+    metrics: &Metrics,
+    gate: &Gate,
+) {
+    let figures = Figures::default();
+    figures.register(metrics);
+    let shared = Arc::new(Shared { config, store, broker, unswept: Mutex::default(), figures });
     let config = &shared.config;
     tracing::info!(manager = config.name, broker = shared.broker.is_some(), "the manager begins");
     let mut loops = Vec::new();
-    let daemon = |name: &'static str, every: Duration, kinds: &'static [Wakeup]| Daemon {
-        name: format!("manager {}: {name}", config.name),
+    let daemon = |task: Task, every: Duration, kinds: &'static [Wakeup]| Daemon {
+        task,
+        name: format!("manager {}: {}", config.name, task.name()),
+        figures: shared.figures.clone(),
         every,
         kinds,
         store: shared.store.clone(),
         health: health.clone(),
         gate: gate.clone(),
     };
-    loops.push(daemon("intake", config.plan_every, &[]).spawn({
+    loops.push(daemon(Task::Intake, config.plan_every, &[]).spawn({
         let shared = Arc::clone(&shared);
         move || {
             let shared = Arc::clone(&shared);
             Box::pin(async move { intake(&shared).await })
         }
     }));
-    loops.push(daemon("planner", config.plan_every, &[Wakeup::Pending]).spawn({
+    loops.push(daemon(Task::Planner, config.plan_every, &[Wakeup::Pending]).spawn({
         let shared = Arc::clone(&shared);
         move || {
             let shared = Arc::clone(&shared);
             Box::pin(async move { plan(&shared).await })
         }
     }));
-    loops.push(daemon("sweeper", config.sweep_every, &[]).spawn({
+    loops.push(daemon(Task::Sweeper, config.sweep_every, &[]).spawn({
         let shared = Arc::clone(&shared);
         move || {
             let shared = Arc::clone(&shared);
@@ -120,7 +136,7 @@ pub async fn run(config: Config, store: Store, broker: Option<Arc<dyn Broker>>, 
     }));
     if let Some(broker) = &shared.broker {
         let relay = Arc::new(relay::Relay::new(Arc::clone(broker)));
-        loops.push(daemon("relay", config.relay_every, &[Wakeup::Outbox]).spawn({
+        loops.push(daemon(Task::Relay, config.relay_every, &[Wakeup::Outbox]).spawn({
             let shared = Arc::clone(&shared);
             move || {
                 let (shared, relay) = (Arc::clone(&shared), Arc::clone(&relay));
@@ -131,7 +147,7 @@ pub async fn run(config: Config, store: Store, broker: Option<Arc<dyn Broker>>, 
             (Arc::clone(broker), burial::Graveyard::new(shared.store.clone()), gate.drain_token());
         loops.push(tokio::spawn(async move { broker.bury(Arc::new(sink), stop).await }));
     } else {
-        loops.push(daemon("outbox", config.relay_every.max(Duration::from_secs(10)), &[]).spawn({
+        loops.push(daemon(Task::Outbox, config.relay_every.max(Duration::from_secs(10)), &[]).spawn({
             let shared = Arc::clone(&shared);
             move || {
                 let shared = Arc::clone(&shared);
@@ -149,6 +165,7 @@ pub async fn run(config: Config, store: Store, broker: Option<Arc<dyn Broker>>, 
 async fn intake(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
     let decided = shared.store.take_intake(INTAKE_BATCH, &shared.config.name).await?;
     for one in &decided {
+        shared.figures.count_intake(one.outcome.is_ok());
         match &one.outcome {
             Ok(registered) => tracing::info!(row = one.id, package = %registered.package, "intake: registered"),
             Err(refusal) => tracing::warn!(row = one.id, refusal, "intake: refused"),
@@ -170,6 +187,7 @@ async fn plan(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
     let settled = store.settle(SETTLE_BATCH, name).await?;
     let planned = store.plan(&shared.config.limits, name).await?;
     let scheduled = store.schedule(name).await?;
+    shared.figures.count_plan(&settled, &planned, &scheduled);
     if settled.ends + planned.bundles + scheduled.offered + scheduled.taken_back + scheduled.cancelled == 0 {
         return Ok(Turn::Idle);
     }
@@ -188,6 +206,7 @@ async fn plan(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
 async fn sweep(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
     let clock = shared.store.lease_clock();
     let swept = shared.store.sweep(&shared.config.name, &clock, &shared.config.rules).await?;
+    shared.figures.count_sweep(&swept);
     for work in &swept.offered {
         tracing::warn!(%work, "its worker was not heard of; it is offered again");
     }

@@ -2,9 +2,10 @@ use std::{future::Future, pin::Pin, time::Duration};
 
 use tokio::task::JoinHandle;
 
+use super::figures::{Figures, Task, TurnEnd};
 use crate::{
     store::{Store, StoreError, Wakeup},
-    task::{Backoff, Gate, supervise},
+    task::{Backoff, Gate, TaskEnd, supervise},
     telemetry::health::{Health, Heartbeat},
 };
 
@@ -24,12 +25,14 @@ pub(super) type Turning = Pin<Box<dyn Future<Output = Result<Turn, StoreError>> 
 
 /// A loop of a manager.
 pub(super) struct Daemon {
+    pub(super) task: Task,
     pub(super) name: String,
     /// Between turns, unless something of `kinds` happens.
     pub(super) every: Duration,
     pub(super) kinds: &'static [Wakeup],
     pub(super) store: Store,
     pub(super) health: Health,
+    pub(super) figures: Figures,
     pub(super) gate: Gate,
 }
 
@@ -46,6 +49,7 @@ impl Daemon {
                 let next = std::sync::Arc::clone(&turn);
                 let running = supervise(self.name.clone(), async move { next().await });
                 let Some(ended) = self.gate.unless_stopped(running).await else { break };
+                self.figures.count_turn(self.task, counted(&ended));
                 let rest = match ended {
                     Ok(Ok(found)) => {
                         conflicts = 0;
@@ -89,6 +93,17 @@ impl Daemon {
     }
 }
 
+fn counted(ended: &Result<Result<Turn, StoreError>, TaskEnd>) -> TurnEnd {
+    match ended {
+        Ok(Ok(Turn::Idle)) => TurnEnd::Idle,
+        Ok(Ok(Turn::Worked)) => TurnEnd::Worked,
+        Ok(Ok(Turn::Unfinished)) => TurnEnd::Unfinished,
+        Ok(Err(StoreError::Conflict(_) | StoreError::Duplicate(_))) => TurnEnd::Conflict,
+        Ok(Err(_)) => TurnEnd::Failed,
+        Err(_) => TurnEnd::Panicked,
+    }
+}
+
 fn tell(pulse: &Heartbeat, found: Turn) {
     match found {
         Turn::Idle => pulse.found_nothing(),
@@ -106,3 +121,54 @@ const MANY: u32 = 20;
 const AFTER_PANIC: Duration = Duration::from_secs(5);
 /// A loop that says nothing for so long stands still.
 const LONGEST_SILENCE: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Instant};
+
+    use super::*;
+
+    /// Seen to fail with the pulse told before the turn instead of behind it.
+    #[tokio::test]
+    async fn a_loop_that_stands_still_makes_the_process_unhealthy() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(&format!("sqlite:{}", temp.path().join("x.db").display())).await.unwrap();
+        let (health, gate, figures) = (Health::new(), Gate::new(), Figures::default());
+        let daemon = |task: Task| Daemon {
+            task,
+            name: task.name().to_owned(),
+            every: Duration::from_millis(5),
+            kinds: &[],
+            store: store.clone(),
+            health: health.clone(),
+            figures: figures.clone(),
+            gate: gate.clone(),
+        };
+        let born = Instant::now();
+        let turned = Arc::new(tokio::sync::Notify::new());
+        let goes = Arc::clone(&turned);
+        let loops = [
+            daemon(Task::Sweeper).spawn(|| Box::pin(std::future::pending())),
+            daemon(Task::Planner).spawn(move || {
+                let goes = Arc::clone(&goes);
+                Box::pin(async move {
+                    goes.notify_one();
+                    Ok(Turn::Idle)
+                })
+            }),
+        ];
+        // Both had a turn in which they could have said something, and some time went by.
+        while born.elapsed() < Duration::from_millis(200) {
+            turned.notified().await;
+        }
+        turned.notified().await;
+        let silent = LONGEST_SILENCE + Duration::from_millis(150);
+        let report = health.report_at(born + silent);
+        assert_eq!((report.healthy, report.stale.as_slice()), (false, &["sweeper".to_owned()][..]));
+        gate.stop();
+        for ended in loops {
+            ended.await.unwrap();
+        }
+        store.close().await;
+    }
+}

@@ -55,7 +55,7 @@ impl Health {
         self.report_at(Instant::now())
     }
 
-    fn report_at(&self, now: Instant) -> Report {
+    pub(crate) fn report_at(&self, now: Instant) -> Report {
         let millis =
             |since: Instant| u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX);
         let loops: Vec<LoopReport> = self

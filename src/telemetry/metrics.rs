@@ -1,13 +1,19 @@
 //! The registry of figures, in the text format that Prometheus reads (OpenMetrics 1.0).
 //!
 //! A module that counts has a struct of counters of its own, made once and registered here under its section; it counts
-//! whether or not anybody looks. Labels derive [`EncodeLabelValue`] on an enum.
+//! whether or not anybody looks. Labels derive [`EncodeLabelValue`] on an enum. What somebody else counts already is read
+//! when it is asked for: [`Metrics::observe`].
 
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
 };
 
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric as _},
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
+};
 pub use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
     metrics::{
@@ -40,6 +46,19 @@ impl Metrics {
         register(registry.sub_registry_with_prefix(section));
     }
 
+    /// Adds a figure that is read whenever somebody asks. `read` must not block.
+    pub fn observe(
+        &self,
+        section: &'static str,
+        name: &'static str,
+        help: &'static str,
+        kind: Kind,
+        read: impl Fn() -> u64 + Send + Sync + 'static,
+    ) {
+        let observed = Observed { name, help, kind, read: Box::new(read) };
+        self.section(section, |registry| registry.register_collector(Box::new(observed)));
+    }
+
     /// All figures as text.
     ///
     /// # Errors
@@ -49,6 +68,46 @@ impl Metrics {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry)?;
         Ok(text)
+    }
+}
+
+/// How a figure may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It only rises.
+    Counter,
+    /// It rises and falls.
+    Gauge,
+}
+
+struct Observed {
+    name: &'static str,
+    help: &'static str,
+    kind: Kind,
+    read: Box<dyn Fn() -> u64 + Send + Sync>,
+}
+
+impl Collector for Observed {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let now = (self.read)();
+        // A collector's help is written as it stands, a registered figure's with a full stop behind it.
+        let help = format!("{}.", self.help);
+        match self.kind {
+            Kind::Counter => {
+                let figure = ConstCounter::new(now);
+                figure.encode(encoder.encode_descriptor(self.name, &help, None, figure.metric_type())?)
+            }
+            Kind::Gauge => {
+                let figure = ConstGauge::new(i64::try_from(now).unwrap_or(i64::MAX));
+                figure.encode(encoder.encode_descriptor(self.name, &help, None, figure.metric_type())?)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Observed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observed").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -77,6 +136,27 @@ mod tests {
     #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
     struct Labels {
         outcome: Outcome,
+    }
+
+    #[test]
+    fn what_others_count_is_read_when_it_is_asked_for() {
+        let metrics = Metrics::new();
+        let count = Arc::new(std::sync::atomic::AtomicU64::new(7));
+        let read = Arc::clone(&count);
+        let relaxed = std::sync::atomic::Ordering::Relaxed;
+        metrics.observe("store", "stale", "Refused", Kind::Counter, move || read.load(relaxed));
+        metrics.observe("store", "waiting", "Waiting", Kind::Gauge, || 3);
+        count.store(9, relaxed);
+        let text = metrics.render().unwrap();
+        for line in [
+            "# HELP ccat_xfer_store_stale Refused.",
+            "# TYPE ccat_xfer_store_stale counter",
+            "ccat_xfer_store_stale_total 9",
+            "# TYPE ccat_xfer_store_waiting gauge",
+            "ccat_xfer_store_waiting 3",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\n---\n{text}");
+        }
     }
 
     #[test]

@@ -11,14 +11,16 @@ use super::{
     Running, Shared,
     collector::Meter,
     failure::Failure,
-    fault, is_away, lease,
+    fault,
+    figures::{Ended, Wrote},
+    is_away, lease,
     runner::{self, Attempt},
     slots::Slot,
     stop::{Stop, Why},
 };
 use crate::{
     model::{AttemptOutcome, Ending, ErrorClass, Timestamp},
-    store::{Claim, Recorded, RunningSpan, Store, StoreError},
+    store::{Claim, Recorded, RunningSpan, StoreError},
     task::{TaskEnd, supervise},
 };
 
@@ -49,8 +51,14 @@ pub(super) async fn attend(shared: Arc<Shared>, claim: Claim, slot: Slot) {
 
 async fn conduct(shared: &Arc<Shared>, claim: &Arc<Claim>) {
     let (stop, meter, started) = (Stop::default(), Meter::default(), Instant::now());
-    let span = RunningSpan { work: claim.work, fence: claim.fence, phase: "transfer".into(), since: claim.claimed_at };
-    shared.running().push(Running { span, stop: stop.clone() });
+    let span = RunningSpan {
+        work: claim.work,
+        fence: claim.fence,
+        phase: "transfer".into(),
+        since: claim.claimed_at,
+        bytes_done: 0,
+    };
+    shared.running().push(Running { span, meter: meter.clone(), stop: stop.clone() });
     if shared.gate.is_stopped() {
         stop.now(Why::Draining);
     }
@@ -73,6 +81,7 @@ async fn conduct(shared: &Arc<Shared>, claim: &Arc<Claim>) {
     let took = started.elapsed();
     match (&attempt.failure, stop.why()) {
         (_, Some(Why::Overtaken)) => {
+            shared.figures.count_ended(Ended::Overtaken);
             tracing::warn!("overtaken: somebody else has this work by now; nothing is written");
         }
         (Some(_), Some(Why::Draining)) => hand_back(shared, claim, &meter).await,
@@ -109,6 +118,7 @@ fn outcome(
 
 /// Writes an outcome: onto our own disk, then to the database, and both before the slot is free.
 async fn record(shared: &Shared, outcome: AttemptOutcome) {
+    shared.figures.count_outcome(&outcome);
     match &outcome.ending {
         Ending::Failed { class, chain } => tracing::warn!(%class, error = chain.join(": "), "the attempt failed"),
         Ending::Completed | Ending::HandedBack { .. } => {
@@ -123,7 +133,7 @@ async fn record(shared: &Shared, outcome: AttemptOutcome) {
         }
     };
     // Whoever waits longer is replayed. Written twice it counts once.
-    let later = match tokio::time::timeout(QUICK, write(&shared.store, &outcome)).await {
+    let later = match tokio::time::timeout(QUICK, write(shared, &outcome)).await {
         Ok(Written::Done) => {
             if let Some(held) = &held {
                 shared.spool.forget(held);
@@ -162,28 +172,35 @@ pub(super) enum Written {
 }
 
 /// Tries once.
-pub(super) async fn write(store: &Store, outcome: &AttemptOutcome) -> Written {
-    match store.finish(outcome, rand::random()).await {
+pub(super) async fn write(shared: &Shared, outcome: &AttemptOutcome) -> Written {
+    let (written, counted) = written(shared.store.finish(outcome, rand::random()).await, outcome);
+    shared.figures.count_written(counted);
+    written
+}
+
+fn written(result: Result<Recorded, StoreError>, outcome: &AttemptOutcome) -> (Written, Wrote) {
+    match result {
         Ok(Recorded::Now { status, next_attempt_at }) => {
             let next = next_attempt_at.map(|at| at.to_string());
             tracing::info!(work = %outcome.work, fence = %outcome.fence, %status, next_attempt_at = next, "the outcome is written");
-            Written::Done
+            (Written::Done, Wrote::Now)
         }
-        Ok(Recorded::Before) => Written::Done,
+        Ok(Recorded::Before) => (Written::Done, Wrote::Before),
         Err(error @ StoreError::Stale { .. }) => {
             tracing::warn!(%error, "an outcome came too late and counts for nothing");
-            Written::Done
+            (Written::Done, Wrote::Stale)
         }
-        Err(error) if is_away(&error) => Written::Later(error),
+        Err(error) if is_away(&error) => (Written::Later(error), Wrote::Later),
         // Perhaps a login or a schema that is being mended.
-        Err(error @ (StoreError::Denied(_) | StoreError::Database(_))) => Written::Later(error),
-        Err(error) => Written::Never(error),
+        Err(error @ (StoreError::Denied(_) | StoreError::Database(_))) => (Written::Later(error), Wrote::Later),
+        Err(error) => (Written::Never(error), Wrote::Refused),
     }
 }
 
 async fn hand_back(shared: &Shared, claim: &Claim, meter: &Meter) {
     let reason = format!("worker {} was told to stop", shared.config.name);
     let bytes = meter.bytes().min(claim.bytes_total);
+    shared.figures.count_ended(Ended::HandedBack);
     match shared.store.hand_back(&shared.session, claim.work, claim.fence, bytes, &reason).await {
         Ok(_) => tracing::info!("handed back"),
         // Nothing is lost: the lease runs out, and that is no attempt.

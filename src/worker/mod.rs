@@ -9,6 +9,10 @@
 //! `{site_short_name}_{data_location_name}`. A package keeps its path: what lies at `2026/run7` below the origin's root lies
 //! at `2026/run7` below the destination's.
 //!
+//! **What is compared.** The receiver is told which digest a file must have, and publishes nothing else under its name. A
+//! tree's digest is known once all of it is there: one whose origin changed since it was registered lies at the destination
+//! under its name, is no verified copy, and its transfer fails as source_changed.
+//!
 //! **Order of things.** A hint (or the poll) and a free slot -> `claim_next` -> the hint is acknowledged -> the attempt runs,
 //! its lease is renewed beside it -> its outcome is written to this machine's disk and then to the database, and stays on
 //! the disk while the database is away. Nothing new is claimed while such an outcome waits.
@@ -16,10 +20,14 @@
 //! **Ends of an attempt.** Overtaken: nothing is written. Cancelled: the engine is stopped at once. Draining: it may finish
 //! within a limit, then it is handed back. A panic is caught and recorded with its backtrace as class bug; the daemon
 //! goes on. A lease that cannot be renewed stops nothing: the receiver's fence says who may write.
+//!
+//! **Heartbeat.** With each one the worker reports what its slots run, how many outcomes wait on its disk, and how many bytes
+//! are free at its locations: by these the planner leaves a full buffer.
 
 mod collector;
 mod failure;
 mod fault;
+mod figures;
 mod finish;
 mod intake;
 mod lease;
@@ -40,18 +48,21 @@ use tokio::task::JoinHandle;
 
 use crate::{
     broker::Broker,
+    disk::Root,
     engine::Options,
     model::{Operation, QueueName, Timestamp, WorkerState},
     net::Identity,
     store::{LeaseClock, RunningSpan, Store, StoreError, WorkerProfile, WorkerSession},
     task::{Backoff, Delays, Gate},
-    telemetry::health::Health,
+    telemetry::{health::Health, metrics::Metrics},
 };
 
 #[cfg(feature = "faults")]
 pub use self::fault::{Moment, Plan, Planted};
 pub use self::spool::SpoolError;
 use self::{
+    collector::Meter,
+    figures::Figures,
     slots::Slots,
     spool::Spool,
     stop::{Stop, Why},
@@ -112,6 +123,7 @@ struct Shared {
     spool: Spool,
     slots: Slots,
     running: Mutex<Vec<Running>>,
+    figures: Figures,
     gate: Gate,
 }
 
@@ -119,6 +131,7 @@ struct Shared {
 #[derive(Clone, Debug)]
 struct Running {
     span: RunningSpan,
+    meter: Meter,
     stop: Stop,
 }
 
@@ -146,6 +159,7 @@ pub async fn run(
     store: Store,
     broker: Option<Arc<dyn Broker>>,
     health: &Health,
+    metrics: &Metrics,
     gate: &Gate,
 ) -> Result<(), WorkerError> {
     let spool = Spool::open(&config.spool)?;
@@ -166,8 +180,10 @@ pub async fn run(
         spool,
         slots,
         running: Mutex::default(),
+        figures: Figures::default(),
         gate: gate.clone(),
     });
+    Figures::register(&shared, metrics);
     let name = |task: &str| format!("worker {}: {task}", shared.config.name);
     let limit = (shared.config.poll * 10).max(Duration::from_secs(60));
     let replay = tokio::spawn(spool::replay(Arc::clone(&shared), health.heartbeat(name("spool"), limit)));
@@ -219,15 +235,17 @@ async fn register(config: &Config, store: &Store, gate: &Gate) -> Result<Option<
 async fn heartbeats(shared: Arc<Shared>, pulse: crate::telemetry::health::Heartbeat) {
     let mut every = tokio::time::interval(shared.config.renew_every);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut delays = AWAY.delays();
+    let (mut delays, mut looking) = (AWAY.delays(), Looking::None);
     loop {
         every.tick().await;
         let state = if shared.gate.is_draining() { WorkerState::Draining } else { WorkerState::Active };
-        let spans: Vec<_> = shared.running().iter().map(|r| r.span.clone()).collect();
+        let spans: Vec<_> =
+            shared.running().iter().map(|r| RunningSpan { bytes_done: r.meter.bytes(), ..r.span.clone() }).collect();
         match shared.store.heartbeat(&shared.session, &shared.store.lease_clock(), state, &spans).await {
             Ok(()) => {
                 delays.reset();
                 pulse.found_nothing();
+                report(&shared, &mut looking).await;
             }
             Err(error @ StoreError::WorkerReplaced { .. }) => {
                 tracing::error!(%error, "stopping: whatever runs here belongs to the other process now");
@@ -242,6 +260,33 @@ async fn heartbeats(shared: Arc<Shared>, pulse: crate::telemetry::health::Heartb
             }
         }
     }
+}
+
+/// What is free at the locations, being looked at by a thread of its own.
+type Looking = Option<tokio::task::JoinHandle<Vec<(QueueName, u64)>>>;
+
+/// Tells the planner what is free here, and operators what waits. Nothing depends on one report: the next one comes soon.
+async fn report(shared: &Arc<Shared>, looking: &mut Looking) {
+    let here = Arc::clone(shared);
+    // A dead mount holds up one thread, however long it is dead, and no heartbeat.
+    let look = looking.get_or_insert_with(|| tokio::task::spawn_blocking(move || room(&here.config.places)));
+    let room = match tokio::time::timeout(ROOM_LIMIT, look).await {
+        Ok(looked) => {
+            *looking = None;
+            looked.unwrap_or_default()
+        }
+        Err(_) => Vec::new(),
+    };
+    let spooled = u64::try_from(shared.spool.waiting()).unwrap_or(u64::MAX);
+    if let Err(error) = shared.store.report(&shared.session, spooled, &room).await {
+        tracing::debug!(%error, "free space was not reported");
+    }
+}
+
+/// Bytes that may be written at each location. One that is not there says nothing: whoever writes to it hears why.
+fn room(places: &BTreeMap<String, Place>) -> Vec<(QueueName, u64)> {
+    let free = |place: &Place| Root::open(&place.root).and_then(|root| root.free_bytes());
+    places.iter().filter_map(|(stem, place)| Some((queue(stem), free(place).ok()?))).collect()
 }
 
 /// After the gate has closed: lets attempts finish for a while, then hands back what is left.
@@ -314,5 +359,7 @@ fn clock(store: &Store) -> LeaseClock {
 const AWAY: Backoff = Backoff { first: Duration::from_millis(200), limit: Duration::from_secs(5) };
 /// For one word to the database when leaving.
 const GOODBYE: Duration = Duration::from_secs(5);
+/// For a look at what is free.
+const ROOM_LIMIT: Duration = Duration::from_millis(500);
 /// For an engine to stop and the row to be given back.
 const HAND_BACK_LIMIT: Duration = Duration::from_secs(25);

@@ -67,6 +67,11 @@ impl Slots {
         self.freed.notify_waiters();
     }
 
+    /// How many are taken.
+    pub(super) fn used(&self) -> u32 {
+        self.state().used
+    }
+
     /// Waits until nothing runs.
     pub(super) async fn all_free(&self) {
         loop {

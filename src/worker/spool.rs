@@ -188,7 +188,7 @@ async fn replay_all(shared: &Shared) -> Result<(), Trouble> {
                 continue;
             }
         };
-        match write(&shared.store, &outcome).await {
+        match write(shared, &outcome).await {
             Written::Done => fs::remove_file(&file).map_err(Trouble::Io)?,
             Written::Later(error) if is_away(&error) => return Err(Trouble::Store(error)),
             Written::Later(error) => trouble = trouble.or(Some(error)),
