@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
 
 #[cfg(feature = "control")]
-use super::control;
+use super::{control, demo::Link};
 
 /// Moves files and trees between machines: fast, resumable, verified.
 #[derive(Debug, Parser)]
@@ -59,7 +59,8 @@ pub(super) enum Command {
     Clean(Clean),
     /// Make, show and trust identities.
     Cert(Cert),
-    /// Show it all on this machine: an endpoint, a send, a check.
+    /// Show it all on this machine: two sites, and packages that move between them.
+    #[cfg(feature = "control")]
     Demo(Demo),
     /// Run a manager: it plans transfers and offers them to workers.
     #[cfg(feature = "control")]
@@ -314,11 +315,16 @@ pub(super) enum CertCommand {
     },
 }
 
+#[cfg(feature = "control")]
 #[derive(Args, Debug)]
 pub(super) struct Demo {
-    /// Send this folder of yours (it is only read) instead of a generated one.
+    /// Send what lies in this folder of yours (it is only read) instead of generated files. Each file and each folder in
+    /// it is a package.
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(super) data: Option<PathBuf>,
+    /// Put a link between the sites that has this round trip, and drops so much: 200ms,1% or 200ms,1%,1Gbit.
+    #[arg(long, value_name = "RTT[,LOSS%][,RATE]")]
+    pub(super) link: Option<Link>,
     /// Remove the demo's files at the end.
     #[arg(long, action = ArgAction::SetTrue)]
     pub(super) rm: bool,

@@ -78,6 +78,22 @@ impl Screen {
         self.bar.set_message(format!("{entries}{links}"));
     }
 
+    /// Whether there is a terminal on which something can be drawn again.
+    #[cfg(feature = "control")]
+    pub(super) fn is_live(&self) -> bool {
+        !self.bar.is_hidden()
+    }
+
+    /// Shows lines in place of the bar, and of those that were there before.
+    #[cfg(feature = "control")]
+    pub(super) fn board(&self, text: String) {
+        if self.bar.length() != Some(0) {
+            self.bar.set_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar()));
+            self.bar.set_length(0);
+        }
+        self.bar.set_message(text);
+    }
+
     /// Takes the bar away.
     pub(super) fn clear(&self) {
         self.bar.finish_and_clear();

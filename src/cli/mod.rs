@@ -8,6 +8,7 @@ mod clean;
 #[cfg(feature = "control")]
 mod control;
 mod copy;
+#[cfg(feature = "control")]
 mod demo;
 mod docs;
 mod engine;
@@ -62,6 +63,7 @@ fn dispatch(cli: Cli, engine: &dyn Engine) -> Exit {
     let (json, bar, show_config) = match &cli.command {
         Some(Command::Send(copy) | Command::Recv(copy)) => (copy.json, !copy.json, copy.show_config || cli.show_config),
         Some(Command::Verify(verify)) => (verify.json, !verify.json, cli.show_config),
+        #[cfg(feature = "control")]
         Some(Command::Demo(_)) => (false, true, cli.show_config),
         _ => (false, false, cli.show_config),
     };
@@ -121,7 +123,8 @@ fn dispatch(cli: Cli, engine: &dyn Engine) -> Exit {
         Some(Command::Verify(args)) => verify::verify(&args, &screen),
         Some(Command::Clean(args)) => told(&screen, clean::clean(&args, &screen)),
         Some(Command::Cert(args)) => told(&screen, cert::cert(&args, &settings, &screen)),
-        Some(Command::Demo(args)) => told(&screen, demo::demo(&args, engine, &screen)),
+        #[cfg(feature = "control")]
+        Some(Command::Demo(args)) => told(&screen, demo::demo(&args, &settings, &screen)),
         Some(Command::Docs(args)) => told(&screen, docs::docs(&args)),
         #[cfg(feature = "control")]
         Some(_) => fail(&screen, json, &JobError::new(FailureClass::Bug, "a command that nobody runs")),

@@ -131,9 +131,9 @@ impl Settings {
         }
     }
 
-    /// One location on 127.0.0.1 and a free port, in which one peer may create.
-    pub fn loopback(name: &str, path: PathBuf, peer: &str) -> Self {
-        let rights = vec![Grant { peer: peer.to_owned(), may: create_only() }];
+    /// One location on 127.0.0.1 and a free port, in which one peer may do this.
+    pub fn loopback(name: &str, path: PathBuf, peer: &str, may: Vec<Right>) -> Self {
+        let rights = vec![Grant { peer: peer.to_owned(), may }];
         Self {
             listen: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
             port: 0,

@@ -1,10 +1,13 @@
 //! What was typed for the control plane.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
-use crate::model::{ErrorClass, PackageId, Status, Work, topology::Place};
+use crate::{
+    config::units,
+    model::{ErrorClass, PackageId, PackageState, Status, Work, topology::Place},
+};
 
 /// Which managers to run.
 #[derive(Args, Debug)]
@@ -105,6 +108,9 @@ pub(in crate::cli) struct List {
     pub(super) what: Listed,
     #[command(flatten)]
     pub(super) filter: Filter,
+    /// Packages in this state: waiting, transferring, archived or failed.
+    #[arg(long, value_name = "STATE")]
+    pub(super) state: Vec<PackageState>,
     /// Begin behind the row of this number, as the last page said.
     #[arg(long)]
     pub(super) after: Option<i64>,
@@ -137,6 +143,32 @@ pub(super) struct Filter {
     /// That moves this package.
     #[arg(long, value_name = "ID")]
     pub(super) package: Option<PackageId>,
+    /// That begins or ends at this location.
+    #[arg(long, value_name = "SITE/NAME")]
+    pub(super) location: Option<Place>,
+    /// That begins or ends at this site, by its short name.
+    #[arg(long, value_name = "SITE")]
+    pub(super) site: Option<String>,
+    /// That takes this route.
+    #[arg(long, value_name = "NAME")]
+    pub(super) route: Option<String>,
+    /// That nothing was heard of for so long, as 30m.
+    #[arg(long, value_name = "AGE", value_parser = units::duration)]
+    pub(super) older: Option<Duration>,
+}
+
+impl Filter {
+    /// Whether anything narrows it.
+    pub(super) fn is_narrowed(&self) -> bool {
+        let Self { status, class, package, location, site, route, older } = self;
+        !status.is_empty()
+            || class.is_some()
+            || package.is_some()
+            || location.is_some()
+            || site.is_some()
+            || route.is_some()
+            || older.is_some()
+    }
 }
 
 /// A piece of work, or a package.

@@ -6,12 +6,13 @@ use super::{Daemon, FailureClass, JobError, Screen, actor, args, look::filter, o
 use crate::{
     cli::exit::Exit,
     model::Work,
-    store::{SwitchFilter, Touched, WorkFilter, WorkKind},
+    store::{Store, SwitchFilter, Touched, WorkFilter, WorkKind},
 };
 
 pub(super) async fn retry(args: &args::Touch, daemon: &Daemon, screen: &Screen) -> Result<Exit, JobError> {
-    let filters = filters(args)?;
+    check(args)?;
     let store = open(daemon).await?;
+    let filters = filters(args, &store).await?;
     for filter in filters {
         let touched = store.retry(&filter, &actor(), &args.reason, args.dry_run).await.map_err(|e| store_error(&e))?;
         told(args, &touched, "retry", screen)?;
@@ -21,8 +22,9 @@ pub(super) async fn retry(args: &args::Touch, daemon: &Daemon, screen: &Screen) 
 }
 
 pub(super) async fn cancel(args: &args::Touch, daemon: &Daemon, screen: &Screen) -> Result<Exit, JobError> {
-    let filters = filters(args)?;
+    check(args)?;
     let store = open(daemon).await?;
+    let filters = filters(args, &store).await?;
     for filter in filters {
         let touched = store.cancel(&filter, &actor(), &args.reason, args.dry_run).await.map_err(|e| store_error(&e))?;
         told(args, &touched, "cancel", screen)?;
@@ -31,26 +33,28 @@ pub(super) async fn cancel(args: &args::Touch, daemon: &Daemon, screen: &Screen)
     Ok(Exit::Success)
 }
 
-/// What is meant, by kind of work. Nothing said is not everything.
-fn filters(args: &args::Touch) -> Result<Vec<WorkFilter>, JobError> {
-    let typed = &args.filter;
-    let narrowed = !typed.status.is_empty() || typed.class.is_some() || typed.package.is_some();
-    if args.ids.is_empty() && !narrowed && !args.all {
+/// Nothing said is not everything.
+fn check(args: &args::Touch) -> Result<(), JobError> {
+    if args.ids.is_empty() && !args.filter.is_narrowed() && !args.all {
         return Err(JobError::new(
             FailureClass::Usage,
-            "name transfers (t12 ...), narrow by --status, --class or --package, or say --all",
+            "name transfers (t12 ...), narrow by --status, --class, --package, --location, --site, --route or --older, \
+             or say --all",
         ));
     }
+    Ok(())
+}
+
+/// What is meant, by kind of work.
+async fn filters(args: &args::Touch, store: &Store) -> Result<Vec<WorkFilter>, JobError> {
     let of = |archive: bool| -> Vec<Work> {
         args.ids.iter().copied().filter(|work| matches!(work, Work::Archive(_)) == archive).collect()
     };
-    let (transfers, archives) = (of(false), of(true));
     let mut found = Vec::new();
-    if !transfers.is_empty() || args.ids.is_empty() {
-        found.push(filter(WorkKind::Transfer, typed, &transfers));
-    }
-    if !archives.is_empty() || args.ids.is_empty() {
-        found.push(filter(WorkKind::Archive, typed, &archives));
+    for (kind, ids) in [(WorkKind::Transfer, of(false)), (WorkKind::Archive, of(true))] {
+        if !ids.is_empty() || args.ids.is_empty() {
+            found.push(filter(store, kind, &args.filter, &ids).await?);
+        }
     }
     Ok(found)
 }

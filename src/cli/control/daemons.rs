@@ -7,14 +7,18 @@ use crate::{
     broker::{Broker, MemoryBroker, RabbitBroker},
     cli::{exit::Exit, need_identity},
     config::Settings,
-    endpoint::{self, keyring::Keyring},
+    endpoint::{self, Endpoint, keyring::Keyring},
     engine::{Options, host_name},
     manager,
     model::{QueueName, topology::Place},
     net::Identity,
     store::{Backend, PlanLimits, Store, StoreError},
     task::Gate,
-    telemetry::{health::Health, http, metrics::Metrics},
+    telemetry::{
+        health::Health,
+        http,
+        metrics::{Kind, Metrics},
+    },
     worker::{self, WorkerError},
 };
 
@@ -22,10 +26,11 @@ pub(super) fn manager(args: &args::Manager, daemon: &Daemon, context: &Context<'
     let config = manager_config(daemon);
     tracing::debug!(which = ?args.which, "managers");
     serve(context, async |gate| {
-        let health = watched(daemon, &gate).await?;
+        let watched = watched(daemon, &gate).await?;
         let Some(store) = open_patiently(daemon, &gate).await? else { return Ok(()) };
         let broker = broker(daemon, &store);
-        manager::run(config, store.clone(), broker.clone(), &health, &gate).await;
+        show_figures(&watched.metrics, &store, broker.as_deref());
+        manager::run(config, store.clone(), broker.clone(), &watched.health, &watched.metrics, &gate).await;
         leave(&store, broker).await;
         Ok(())
     })
@@ -35,11 +40,13 @@ pub(super) fn worker(args: &args::Worker, daemon: &Daemon, context: &Context<'_>
     let identity = identity(context.settings)?;
     let config = worker_config(args.name.as_deref(), &args.locations, daemon, context.settings)?;
     serve(context, async |gate| {
-        let health = watched(daemon, &gate).await?;
+        let watched = watched(daemon, &gate).await?;
         let Some(store) = open_patiently(daemon, &gate).await? else { return Ok(()) };
         let broker = broker(daemon, &store);
+        show_figures(&watched.metrics, &store, broker.as_deref());
         let working = store.clone().with_retry_percent(daemon.worker.retry_percent);
-        let ended = worker::run(config, identity, working, broker.clone(), &health, &gate).await;
+        let ended =
+            worker::run(config, identity, working, broker.clone(), &watched.health, &watched.metrics, &gate).await;
         leave(&store, broker).await;
         ended.map_err(|error| worker_error(&error))
     })
@@ -65,45 +72,90 @@ pub(super) fn up(args: &args::Up, daemon: &Daemon, context: &Context<'_>) -> Res
         _ => None,
     };
     serve(context, async |gate| {
-        let health = watched(daemon, &gate).await?;
+        let watched = watched(daemon, &gate).await?;
         let Some(store) = open_patiently(daemon, &gate).await? else { return Ok(()) };
         let broker: Arc<dyn Broker> = match &daemon.broker {
             Some(config) => Arc::new(RabbitBroker::new(config.clone())),
             None => Arc::new(MemoryBroker::new()),
         };
-        let serving = endpoint.map(|settings| {
-            let (stop, folder) = (gate.drain_token(), context.settings.identity.clone());
-            tokio::spawn(async move { serve_here(settings, folder, stop).await })
-        });
-        let managing = manager::run(manager_config(daemon), store.clone(), Some(Arc::clone(&broker)), &health, &gate);
-        let working = async {
-            let store = store.clone().with_retry_percent(daemon.worker.retry_percent);
-            let ended = worker::run(config, identity, store, Some(Arc::clone(&broker)), &health, &gate).await;
-            // One process is one thing: when a part of it cannot go on, all of it ends and says so.
-            gate.drain();
-            ended
+        let endpoint = match endpoint {
+            Some(settings) => Some(bind(settings, context.settings.identity.clone()).await?),
+            None => None,
         };
-        let ((), ended) = tokio::join!(managing, working);
+        show_figures(&watched.metrics, &store, Some(&*broker));
+        let store = store.with_retry_percent(daemon.worker.retry_percent);
+        let crew = Crew { manager: Some(manager_config(daemon)), worker: config, identity, endpoint };
+        let ended = together(crew, &store, &broker, &watched, &gate).await;
         leave(&store, Some(broker)).await;
-        if let Some(serving) = serving {
-            serving.await.map_err(|_| JobError::new(FailureClass::Bug, "the endpoint ended badly"))??;
-        }
-        ended.map_err(|error| worker_error(&error))
+        ended
     })
 }
 
-async fn serve_here(
-    settings: endpoint::Settings,
-    folder: PathBuf,
-    stop: tokio_util::sync::CancellationToken,
+/// What runs at one site in one process.
+#[derive(Debug)]
+pub(in crate::cli) struct Crew {
+    /// Not every site has one.
+    pub(in crate::cli) manager: Option<manager::Config>,
+    pub(in crate::cli) worker: worker::Config,
+    /// Whom the worker is to other sites' endpoints.
+    pub(in crate::cli) identity: Identity,
+    pub(in crate::cli) endpoint: Option<Arc<Endpoint>>,
+}
+
+/// What a process tells about itself.
+#[derive(Clone, Debug, Default)]
+pub(in crate::cli) struct Watched {
+    health: Health,
+    metrics: Metrics,
+}
+
+impl Watched {
+    /// Nobody asks for it unless it is served.
+    pub(in crate::cli) fn new() -> Self {
+        Self::default()
+    }
+}
+
+/// Runs a crew until the gate drains and all of it has ended.
+///
+/// # Errors
+/// Why the worker could not go on.
+pub(in crate::cli) async fn together(
+    crew: Crew,
+    store: &Store,
+    broker: &Arc<dyn Broker>,
+    watched: &Watched,
+    gate: &Gate,
 ) -> Result<(), JobError> {
+    let Watched { health, metrics } = watched;
+    let serving = crew.endpoint.map(|endpoint| {
+        tracing::info!(port = endpoint.port(), "serving QUIC and TCP");
+        tokio::spawn(endpoint.serve(gate.drain_token()))
+    });
+    let hints = || Some(Arc::clone(broker));
+    let managing = async {
+        if let Some(config) = crew.manager {
+            manager::run(config, store.clone(), hints(), health, metrics, gate).await;
+        }
+    };
+    let working = async {
+        let ended = worker::run(crew.worker, crew.identity, store.clone(), hints(), health, metrics, gate).await;
+        // One process is one thing: when a part of it cannot go on, all of it ends and says so.
+        gate.drain();
+        ended
+    };
+    let ((), ended) = tokio::join!(managing, working);
+    if let Some(serving) = serving {
+        serving.await.map_err(|_| JobError::new(FailureClass::Bug, "the endpoint ended badly"))?;
+    }
+    ended.map_err(|error| worker_error(&error))
+}
+
+async fn bind(settings: endpoint::Settings, folder: PathBuf) -> Result<Arc<Endpoint>, JobError> {
     let keyring = Keyring::new(settings.identity.clone().unwrap_or(folder));
     let wrong = |e: endpoint::keyring::KeyringError| JobError::new(FailureClass::Identity, e.to_string());
     let (identity, policy) = (keyring.identity().map_err(wrong)?, keyring.policy().map_err(wrong)?);
-    let endpoint = endpoint::Endpoint::bind(settings, identity, policy).await?;
-    tracing::info!(port = endpoint.port(), "serving QUIC and TCP");
-    endpoint.serve(stop).await;
-    Ok(())
+    Endpoint::bind(settings, identity, policy).await
 }
 
 /// In one process with a worker the endpoint cannot be confined to its locations: the worker has others.
@@ -179,17 +231,28 @@ fn broker(daemon: &Daemon, store: &Store) -> Option<Arc<dyn Broker>> {
     None
 }
 
+/// Shows what the database's and the broker's clients count.
+fn show_figures(metrics: &Metrics, store: &Store, broker: Option<&dyn Broker>) {
+    let seen = store.clone();
+    metrics.observe("store", "stale_refusals", "Statements of overtaken owners that were refused", Kind::Counter, {
+        move || seen.stale_refusals()
+    });
+    if let Some(broker) = broker {
+        broker.figures().register(metrics);
+    }
+}
+
 /// Starts the health endpoint, if the settings want one.
-async fn watched(daemon: &Daemon, gate: &Gate) -> Result<Health, JobError> {
-    let health = Health::new();
+async fn watched(daemon: &Daemon, gate: &Gate) -> Result<Watched, JobError> {
+    let watched = Watched::new();
     if let Some(config) = &daemon.health {
-        let server = http::Server::bind(config, health.clone(), Metrics::new())
+        let server = http::Server::bind(config, watched.health.clone(), watched.metrics.clone())
             .await
             .map_err(|e| JobError::new(FailureClass::Usage, e.to_string()))?;
         tracing::info!(address = %server.address(), "health and metrics");
         tokio::spawn(server.serve(gate.stop_token()));
     }
-    Ok(health)
+    Ok(watched)
 }
 
 async fn leave(store: &Store, broker: Option<Arc<dyn Broker>>) {

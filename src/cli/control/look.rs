@@ -14,15 +14,28 @@ pub(super) async fn list(args: &args::List, daemon: &Daemon, screen: &Screen) ->
     let store = open(daemon).await?;
     let wrong = |e| store_error(&e);
     let (after, most) = (args.after, args.most);
+    refuse_what_filters_nothing(args)?;
     match args.what {
         Listed::Transfers | Listed::ArchiveTransfers => {
             let kind = if args.what == Listed::Transfers { WorkKind::Transfer } else { WorkKind::Archive };
-            let filter = filter(kind, &args.filter, &[]);
+            let filter = filter(&store, kind, &args.filter, &[]).await?;
             let page = store.work_page(&filter, after, most).await.map_err(wrong)?;
             show_page(screen, args.json, &page, WORK_HEAD, work_cells)?;
         }
         Listed::Packages => {
-            let page = store.package_page(&PackageFilter::default(), after, most).await.map_err(wrong)?;
+            let meant = filter(&store, WorkKind::Transfer, &args.filter, &[]).await?;
+            let filter = PackageFilter {
+                states: args.state.clone(),
+                location: meant.location,
+                site: meant.site,
+                route: meant.route,
+                statuses: meant.statuses,
+                error_class: meant.error_class,
+                package: meant.package,
+                updated_before: meant.updated_before,
+                ..PackageFilter::default()
+            };
+            let page = store.package_page(&filter, after, most).await.map_err(wrong)?;
             let head = &["ID", "STATE", "ORIGIN", "SIZE", "FILES", "NAME"];
             show_page(screen, args.json, &page, head, |p| {
                 vec![
@@ -37,12 +50,14 @@ pub(super) async fn list(args: &args::List, daemon: &Daemon, screen: &Screen) ->
         }
         Listed::Workers => {
             let rows = store.workers(&store.lease_clock()).await.map_err(wrong)?;
-            let head = &["NAME", "STATE", "ALIVE", "HOST", "PROCESS", "SLOTS", "RUNS", "HEARD OF", "QUEUES"];
+            let head = &["NAME", "STATE", "ALIVE", "HOST", "PROCESS", "SLOTS", "SPOOLED", "HEARD OF", "QUEUES", "RUNS"];
             show_page(screen, args.json, &Page { rows, next: None }, head, |w| {
-                let (runs, queues): (Vec<_>, Vec<_>) = (
-                    w.running.iter().map(|span| span.work.to_string()).collect(),
-                    w.queues.iter().map(ToString::to_string).collect(),
-                );
+                let queues: Vec<_> = w.queues.iter().map(ToString::to_string).collect();
+                let runs: Vec<_> = w
+                    .running
+                    .iter()
+                    .map(|s| format!("{} {} {} since {}", s.work, s.phase, show_size(s.bytes_done), s.since))
+                    .collect();
                 vec![
                     w.name.clone(),
                     w.state.to_string(),
@@ -50,9 +65,10 @@ pub(super) async fn list(args: &args::List, daemon: &Daemon, screen: &Screen) ->
                     w.host.clone(),
                     w.process_id.to_string(),
                     w.slots.to_string(),
-                    if runs.is_empty() { "-".to_owned() } else { runs.join(",") },
+                    w.spooled.to_string(),
                     w.heartbeat_at.to_string(),
                     queues.join(","),
+                    if runs.is_empty() { "-".to_owned() } else { runs.join("; ") },
                 ]
             })?;
         }
@@ -67,16 +83,54 @@ pub(super) async fn list(args: &args::List, daemon: &Daemon, screen: &Screen) ->
     Ok(Exit::Success)
 }
 
+/// A filter that would be heeded by nothing must not seem to have been.
+fn refuse_what_filters_nothing(args: &args::List) -> Result<(), JobError> {
+    let is_unfiltered = matches!(args.what, Listed::Workers | Listed::DeadLetters) && args.filter.is_narrowed();
+    if is_unfiltered || (!args.state.is_empty() && args.what != Listed::Packages) {
+        return Err(JobError::new(
+            FailureClass::Usage,
+            "--state is for packages; workers and dead letters take no filter",
+        ));
+    }
+    Ok(())
+}
+
 /// Which work a command means.
-pub(super) fn filter(kind: WorkKind, typed: &args::Filter, ids: &[Work]) -> WorkFilter {
-    WorkFilter {
+pub(super) async fn filter(
+    store: &Store,
+    kind: WorkKind,
+    typed: &args::Filter,
+    ids: &[Work],
+) -> Result<WorkFilter, JobError> {
+    let wrong = |e| store_error(&e);
+    let location = match &typed.location {
+        Some(place) => Some(store.location_id(&place.to_string()).await.map_err(wrong)?),
+        None => None,
+    };
+    let site = match &typed.site {
+        Some(name) => Some(store.site_id(name).await.map_err(wrong)?),
+        None => None,
+    };
+    let route = match &typed.route {
+        Some(name) => Some(store.route_id(name).await.map_err(wrong)?),
+        None => None,
+    };
+    let updated_before = match typed.older {
+        // By the database's clock, which wrote the rows.
+        Some(age) => Some(store.now().await.map_err(wrong)?.before(age)),
+        None => None,
+    };
+    Ok(WorkFilter {
         kind,
         ids: ids.iter().map(|work| work.number()).collect(),
         statuses: typed.status.clone(),
         error_class: typed.class,
+        location,
+        site,
+        route,
         package: typed.package,
-        ..WorkFilter::default()
-    }
+        updated_before,
+    })
 }
 
 fn show_page<T: serde::Serialize>(

@@ -12,6 +12,8 @@ use std::{env, io, path::PathBuf, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 pub(super) use self::args::{Db, Explain, List, Manager, Show, Submit, Switch, Topology, Touch, Up, Worker};
+pub(super) use self::daemons::{Crew, Watched, together};
+pub(super) use self::submit::measured;
 use super::{args::Command, block_on, exit::Exit, human::Screen};
 use crate::{
     config::{Daemon, Settings},
@@ -148,7 +150,7 @@ fn told(error: &StoreError, daemon: &Daemon) -> JobError {
 }
 
 /// What an error of the database means to whoever typed the command.
-fn store_error(error: &StoreError) -> JobError {
+pub(super) fn store_error(error: &StoreError) -> JobError {
     let class = match error {
         StoreError::Unavailable(_) | StoreError::Conflict(_) => FailureClass::Network,
         StoreError::Denied(_) => FailureClass::Identity,

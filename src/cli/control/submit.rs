@@ -32,7 +32,7 @@ pub(super) async fn submit(args: &args::Submit, daemon: &Daemon, screen: &Screen
     let store = open(daemon).await?;
     let packages = tokio::task::spawn_blocking(move || {
         let root = Root::open(&root_path).map_err(|e| JobError::new(FailureClass::Source, e.to_string()))?;
-        paths.iter().map(|path| package(&root, &root_path, path, &origin, priority)).collect::<Result<Vec<_>, _>>()
+        paths.iter().map(|path| measured(&root, &root_path, path, &origin, priority)).collect::<Result<Vec<_>, _>>()
     })
     .await
     .map_err(|_| JobError::new(FailureClass::Bug, "reading the packages ended badly"))??;
@@ -83,7 +83,17 @@ fn destination(text: &str) -> Result<Destination, JobError> {
     Ok(Destination::Site(text.to_owned()))
 }
 
-fn package(root: &Root, folder: &Path, path: &Path, origin: &Place, priority: u8) -> Result<NewPackage, JobError> {
+/// Reads a file or tree beneath `folder`, and says what it is as a package.
+///
+/// # Errors
+/// It is no such thing, lies elsewhere, or cannot be read.
+pub(in crate::cli) fn measured(
+    root: &Root,
+    folder: &Path,
+    path: &Path,
+    origin: &Place,
+    priority: u8,
+) -> Result<NewPackage, JobError> {
     let path = beneath(folder, path)?;
     let measured = measure(root, &path)?;
     if measured.skipped > 0 {

@@ -1,6 +1,13 @@
 //! Compares two trees by reading both.
 
-use std::{collections::BTreeMap, io, os::unix::ffi::OsStrExt, path::Path};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     chunk::{Digest, escape_bytes},
@@ -18,12 +25,17 @@ pub(super) enum What {
     Link(Vec<u8>),
 }
 
-/// Reads a whole tree. FIFOs, sockets and devices are left out, as a copy leaves them out.
-pub(super) fn contents(folder: &Path) -> Result<Contents, String> {
-    let walk = Walk::new(&[folder.join("")]).map_err(|e| e.to_string())?;
+/// Reads some of what lies in a folder, with all below. FIFOs, sockets and devices are left out, as a copy leaves them
+/// out. Ends early, and badly, when `cancel` is.
+pub(super) fn contents(folder: &Path, names: &[PathBuf], cancel: &CancellationToken) -> Result<Contents, String> {
+    let paths: Vec<_> = names.iter().map(|name| folder.join(name)).collect();
+    let walk = Walk::new(&paths).map_err(|e| e.to_string())?;
     let mut buffer = vec![0; READ_BYTES];
     let mut contents = Contents::new();
     for found in walk {
+        if cancel.is_cancelled() {
+            return Err("ended before all was compared".to_owned());
+        }
         match found {
             Found::Entry(entry) => {
                 let path = entry.path.as_bytes().to_vec();

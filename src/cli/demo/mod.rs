@@ -1,74 +1,83 @@
-//! `demo`: an endpoint and a send over loopback, with real files, checked by reading both trees again.
+//! `demo`: packages go from `ccat` to `cologne` on this machine. Two sites with an endpoint and a worker each, a manager, a
+//! database and a broker run as `up` runs them; what arrived is checked by reading both ends again.
 
+mod chain;
 mod compare;
+mod relay;
+mod table;
 mod tree;
 
 use std::{
+    fmt::Write as _,
     fs::{self, DirBuilder},
     io,
     os::unix::{ffi::OsStrExt, fs::DirBuilderExt},
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::relay::Link;
 use self::{
+    chain::{Chain, DESTINATION, ORIGIN, Plan},
     compare::{Contents, What},
+    table::{Changes, Row},
     tree::Shape,
 };
-use super::{
-    args::Demo,
-    block_on,
-    engine::{Engine, Means},
-    exit::Exit,
-    human::Screen,
-    manifest,
-    watch::Watch,
-};
+use super::{args::Demo, block_on, control::measured, exit::Exit, human::Screen, manifest};
 use crate::{
-    chunk::Digest,
-    config::units::show_size,
-    engine::{Direction, FailureClass, JobError, Options, Remote, RemotePath},
-    net::Congestion,
+    chunk::{Digest, escape_bytes},
+    config::{Settings, units::show_size},
+    disk::Root,
+    engine::{FailureClass, JobError, walk::PARTS_FOLDER},
+    model::{Algorithm, topology::Place as Location},
+    store::NewPackage,
 };
 
-pub(super) fn demo(args: &Demo, engine: &dyn Engine, screen: &Screen) -> Result<Exit, JobError> {
-    demo_with(args, Shape::DEMO, engine, screen)
-}
-
-fn demo_with(args: &Demo, shape: Shape, engine: &dyn Engine, screen: &Screen) -> Result<Exit, JobError> {
+pub(super) fn demo(args: &Demo, settings: &Settings, screen: &Screen) -> Result<Exit, JobError> {
     if let Some(data) = args.data.as_deref().filter(|data| !data.is_dir()) {
         return Err(JobError::new(FailureClass::Source, format!("{} is not a folder", data.display())));
     }
-    let place = Place::new()?;
-    let result = show(args, shape, engine, screen, &place);
-    if args.rm {
-        fs::remove_dir_all(&place.folder).map_err(|e| place.failed("remove", &place.folder, &e))?;
-        screen.print(&format!("removed {}\n", place.folder.display()));
+    let folder = Folder::new()?;
+    let cancel = CancellationToken::new();
+    // Without the screen: what an interrupted demo leaves is nothing, and that is said here.
+    let result = block_on(None, &cancel, async || {
+        let demo = Running { args, settings, screen, folder: &folder, cancel: &cancel };
+        demo.run().await
+    });
+    screen.clear();
+    let interrupted = cancel.is_cancelled();
+    if args.rm || interrupted {
+        fs::remove_dir_all(&folder.path).map_err(|e| folder.failed("remove", &folder.path, &e))?;
+        screen.print(&format!("removed {}\n", folder.path.display()));
     } else {
-        screen.print(&format!("the files stay in {}; remove them with rm -r\n", place.folder.display()));
+        screen.print(&format!("the files stay in {0}; remove them with rm -r {0}\n", folder.path.display()));
+    }
+    if interrupted {
+        return Err(JobError::new(FailureClass::Cancelled, "the demo was interrupted"));
     }
     result
 }
 
 /// The demo's own folder.
 #[derive(Debug)]
-struct Place {
-    folder: PathBuf,
+struct Folder {
+    path: PathBuf,
 }
 
-impl Place {
+impl Folder {
     fn new() -> Result<Self, JobError> {
         let number: u64 = rand::random();
-        let place = Self { folder: std::env::temp_dir().join(format!("ccat-xfer-demo-{number:016x}")) };
+        let folder = Self { path: std::env::temp_dir().join(format!("ccat-xfer-demo-{number:016x}")) };
         // Never one that is there, and nobody else's to look into: with --data it holds a copy of it.
-        DirBuilder::new().mode(0o700).create(&place.folder).map_err(|e| place.failed("make", &place.folder, &e))?;
-        Ok(place)
+        DirBuilder::new().mode(0o700).create(&folder.path).map_err(|e| folder.failed("make", &folder.path, &e))?;
+        Ok(folder)
     }
 
     fn at(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.path.join(name)
     }
 
     fn failed(&self, verb: &str, path: &Path, error: &io::Error) -> JobError {
@@ -79,82 +88,259 @@ impl Place {
     }
 }
 
-fn show(args: &Demo, shape: Shape, engine: &dyn Engine, screen: &Screen, place: &Place) -> Result<Exit, JobError> {
-    screen.print(
-        "A demo on this machine. Real: the files, the endpoint, its keys, the encryption, the protocol, the disk writes\n\
-         and the checks. Not real: the distance; the network is this machine's loopback, and both ends are one process.\n",
-    );
-    let source = match &args.data {
-        Some(data) => data.clone(),
-        None => {
-            let source = place.at("source");
-            screen.print(&format!("making files in {}\n", source.display()));
-            tree::make(&source, shape).map_err(|e| place.failed("make files in", &source, &e))?;
-            source
-        }
-    };
-    let destination = place.at("destination");
-    fs::create_dir(&destination).map_err(|e| place.failed("make", &destination, &e))?;
-
-    let watch = Arc::new(Watch::new(screen.clone(), None, false, None));
-    let cancel = CancellationToken::new();
-    let endpoint_end = CancellationToken::new();
-    let result = block_on(Some(screen), &cancel, async || {
-        let endpoint = engine.loopback(destination.clone(), endpoint_end.clone()).await?;
-        screen.print(&format!("an endpoint listens on 127.0.0.1, port {}\n", endpoint.port));
-        let to = RemotePath { location: Some(endpoint.location), path: Vec::new() };
-        engine
-            .run(
-                Direction::Push { sources: vec![source.join("")], destination: to },
-                Remote::Endpoint { host: "127.0.0.1".into(), port: endpoint.port },
-                Options::default(),
-                Means { credentials: Some(endpoint.credentials), congestion: Congestion::default() },
-                Arc::clone(&watch) as _,
-                cancel.clone(),
-            )
-            .await
-    });
-    endpoint_end.cancel();
-    let exit = watch.finish(&result);
-    if exit != Exit::Success {
-        return Ok(exit);
-    }
-    check(&source, &destination, screen, place)
+struct Running<'a> {
+    args: &'a Demo,
+    settings: &'a Settings,
+    screen: &'a Screen,
+    folder: &'a Folder,
+    cancel: &'a CancellationToken,
 }
 
-fn check(source: &Path, destination: &Path, screen: &Screen, place: &Place) -> Result<Exit, JobError> {
-    let read = |folder: &Path, class| compare::contents(folder).map_err(|text| JobError::new(class, text));
-    screen.print("reading both trees again\n");
-    let sent = read(source, FailureClass::Source)?;
-    let got = read(destination, FailureClass::Destination)?;
-    let differences = compare::differences(&sent, &got);
-    if !differences.is_empty() {
-        for difference in &differences {
-            screen.note(&format!("not equal: {difference}"));
+impl Running<'_> {
+    async fn run(&self) -> Result<Exit, JobError> {
+        self.screen.print(&opening(self.args));
+        let origin = match &self.args.data {
+            // Links on the way to it are the reader's own; below it none is followed.
+            Some(data) => fs::canonicalize(data)
+                .map_err(|e| JobError::new(FailureClass::Source, format!("cannot open {}: {e}", data.display())))?,
+            None => self.generated().await?,
+        };
+        let destination = self.folder.at(DESTINATION);
+        fs::create_dir(&destination).map_err(|e| self.folder.failed("make", &destination, &e))?;
+        let plan = Plan { folder: &self.folder.path, origin: &origin, destination: &destination, link: self.args.link };
+        let mut chain = Chain::start(&plan, self.settings).await?;
+        let watched = self.watch(&mut chain, &plan).await;
+        let relayed = chain.relay.as_ref().map(|relay| format!("{}\n", relay.told()));
+        let told = match &watched {
+            Ok(true) => self.tell(&chain).await,
+            _ => Ok((String::new(), Exit::Success)),
+        };
+        let paths: Vec<PathBuf> = chain.packages().iter().map(|p| PathBuf::from(os(p.path.as_bytes()))).collect();
+        let stopped = chain.stop().await;
+        if !watched? {
+            return Err(JobError::new(FailureClass::Cancelled, "the demo was interrupted"));
         }
-        return Err(JobError::new(FailureClass::Integrity, "the two trees are not equal"));
+        let (text, exit) = told?;
+        self.screen.print(&text);
+        self.screen.print(&relayed.unwrap_or_default());
+        stopped?;
+        if exit != Exit::Success {
+            return Ok(exit);
+        }
+        planted::spoil_destination(&destination, &paths);
+        self.check(&origin, &destination, paths).await
     }
-    let list = place.at("manifest.b3");
-    let written = write_manifest(&list, &sent);
-    written.map_err(|error| JobError::new(FailureClass::Destination, error.to_string()))?;
-    let (count, bytes) = files(&sent).fold((0u64, 0u64), |(n, sum), (_, _, size)| (n + 1, sum + size));
+
+    async fn generated(&self) -> Result<PathBuf, JobError> {
+        let origin = self.folder.at(ORIGIN);
+        self.screen.print(&format!("making files in {}\n", origin.display()));
+        let (at, cancel) = (origin.clone(), self.cancel.clone());
+        let made = blocking(move || tree::make(&at, Shape::DEMO, &cancel)).await?;
+        made.map_err(|e| self.folder.failed("make files in", &origin, &e))?;
+        Ok(origin)
+    }
+
+    /// Submits, and shows the table until nothing moves any more. False if it was interrupted.
+    async fn watch(&self, chain: &mut Chain, plan: &Plan<'_>) -> Result<bool, JobError> {
+        let between = match &chain.relay {
+            Some(relay) => format!("\n{DESTINATION} is called through the relay, on port {}", relay.port()),
+            None => String::new(),
+        };
+        self.screen.print(&format!(
+            "endpoints listen on 127.0.0.1: {ORIGIN} on port {}, {DESTINATION} on port {}{between}\n\
+             reading the packages of {ORIGIN} once, for their digests\n",
+            chain.ports.0, chain.ports.1
+        ));
+        let (root, cancel) = (plan.origin.to_owned(), self.cancel.clone());
+        let (packages, passed_over) = blocking(move || packages(&root, &cancel)).await??;
+        for name in &passed_over {
+            self.screen.note(&format!("not a package, because it is neither a file nor a folder: {name}"));
+        }
+        if self.cancel.is_cancelled() {
+            return Ok(false);
+        }
+        planted::spoil_origin(plan.origin, &packages);
+        chain.submit(packages).await?;
+        let (began, mut changes) = (Instant::now(), Changes::default());
+        loop {
+            let rows = chain.look().await?;
+            let over = rows.iter().all(Row::is_over);
+            if self.screen.is_live() {
+                self.screen.board(table::whole(rows, MOST_ROWS, began.elapsed()));
+            } else {
+                self.screen.print(&changes.since_last(rows, began.elapsed()));
+            }
+            if over {
+                self.screen.clear();
+                self.screen.print(&format!("\n{}\n", table::whole(rows, usize::MAX, began.elapsed())));
+                return Ok(true);
+            }
+            if chain.has_ended() {
+                return Err(JobError::new(
+                    FailureClass::Bug,
+                    "the demo's daemons ended before the packages had arrived",
+                ));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(REDRAW) => {}
+                () = self.cancel.cancelled() => return Ok(false),
+            }
+        }
+    }
+
+    /// The verification record of each package, and what failed.
+    async fn tell(&self, chain: &Chain) -> Result<(String, Exit), JobError> {
+        let mut text = format!("\nverification records: what {DESTINATION} found, against what {ORIGIN} registered\n");
+        let (mut failed, mut classes) = (0usize, Vec::new());
+        for (row, package) in chain.rows().iter().zip(chain.packages()) {
+            let Some(record) = chain.record(row.id).await?.filter(|_| row.is_completed()) else {
+                let Some(transfer) = &row.transfer else { continue };
+                let (class, why) = chain.failure(transfer.id).await?;
+                failed += 1;
+                classes.extend(class);
+                let _ = writeln!(text, "  {} {}: NOT ARRIVED\n    {why}", row.id, row.name);
+                continue;
+            };
+            let same = record.is_equal && record.found.value == package.identity;
+            if !same {
+                failed += 1;
+                classes.push(FailureClass::Integrity);
+            }
+            let _ = writeln!(
+                text,
+                "  {} {}: {}, {}, {} on {} at {}\n    {} {}",
+                row.id,
+                row.name,
+                if same { "equal" } else { "NOT EQUAL" },
+                show_size(record.found_size_bytes),
+                record.method,
+                record.host,
+                record.recorded_at,
+                match record.found.algorithm {
+                    Algorithm::Blake3 => "b3sum",
+                    _ => "tree ",
+                },
+                Digest(record.found.value)
+            );
+        }
+        let exit = match (failed, classes.first()) {
+            (0, _) => Exit::Success,
+            (n, Some(class)) if n == chain.rows().len() && classes.iter().all(|c| c == class) => Exit::Failed(*class),
+            _ => Exit::Partial,
+        };
+        if failed > 0 {
+            let _ = writeln!(text, "{failed} of {} packages did not arrive", chain.rows().len());
+        }
+        Ok((text, exit))
+    }
+
+    /// Reads both ends, as somebody would who trusts none of it.
+    async fn check(&self, origin: &Path, destination: &Path, paths: Vec<PathBuf>) -> Result<Exit, JobError> {
+        self.screen.print("\nreading both ends again, without the database\n");
+        let (from, to, cancel) = (origin.to_owned(), destination.to_owned(), self.cancel.clone());
+        let names = Arc::new(paths);
+        let read = move || {
+            let read = |folder: &Path, class| {
+                compare::contents(folder, &names, &cancel).map_err(|text| JobError::new(class, text))
+            };
+            Ok((read(&from, FailureClass::Source)?, read(&to, FailureClass::Destination)?))
+        };
+        let (sent, got) = blocking(read).await??;
+        let differences = compare::differences(&sent, &got);
+        if !differences.is_empty() {
+            for difference in &differences {
+                self.screen.note(&format!("not equal: {difference}"));
+            }
+            return Err(JobError::new(FailureClass::Integrity, "the two ends are not equal"));
+        }
+        let list = self.folder.at(MANIFEST);
+        let written = write_manifest(&list, &sent);
+        written.map_err(|error| JobError::new(FailureClass::Destination, error.to_string()))?;
+        self.screen.print(&by_hand(&sent, origin, destination, &list));
+        Ok(Exit::Success)
+    }
+}
+
+/// What is real and what is not.
+fn opening(args: &Demo) -> String {
+    let mut text = format!(
+        "A demo on this machine: packages go from {ORIGIN} to {DESTINATION}.\n\
+         Real: the files, both endpoints with their keys, the manager, the workers, the\n\
+         database (SQLite), encryption, protocol, disk writes and checks.\n\
+         Not real: the distance. Both sites are one process on one machine, hints go\n\
+         through memory instead of RabbitMQ, and the network is loopback.\n"
+    );
+    if let Some(link) = args.link {
+        let _ = write!(
+            text,
+            "Between the sites a relay in user space plays a link:\n\
+             {link}.\n\
+             It delays and drops UDP datagrams. TCP it can only delay and pace: it ends each\n\
+             connection itself, so that nothing can be lost on it.\n"
+        );
+    }
+    if let Some(data) = &args.data {
+        let _ = writeln!(text, "{} is only read, where it lies.", data.display());
+    }
+    text
+}
+
+/// The files and folders of a folder, as packages, and the names of what is neither.
+fn packages(folder: &Path, cancel: &CancellationToken) -> Result<(Vec<NewPackage>, Vec<String>), JobError> {
+    let unreadable = |e: String| JobError::new(FailureClass::Source, e);
+    let root = Root::open(folder).map_err(|e| unreadable(e.to_string()))?;
+    let from = Location { site: ORIGIN.to_owned(), location: "buffer".to_owned() };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(|e| unreadable(format!("cannot list {}: {e}", folder.display())))? {
+        names.push(entry.map_err(|e| unreadable(format!("cannot list {}: {e}", folder.display())))?.file_name());
+    }
+    names.sort();
+    let (mut found, mut passed_over) = (Vec::new(), Vec::new());
+    for name in names.iter().filter(|name| name.as_bytes() != PARTS_FOLDER) {
+        if cancel.is_cancelled() {
+            break;
+        }
+        let is_package = fs::symlink_metadata(folder.join(name)).is_ok_and(|m| m.is_file() || m.is_dir());
+        if is_package {
+            found.push(measured(&root, folder, Path::new(name), &from, PRIORITY)?);
+        } else {
+            passed_over.push(escape_bytes(name.as_bytes()));
+        }
+    }
+    if found.is_empty() && !cancel.is_cancelled() {
+        return Err(unreadable(format!("{} holds no file and no folder", folder.display())));
+    }
+    Ok((found, passed_over))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JobError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| JobError::new(FailureClass::Bug, "a task of the demo ended badly"))
+}
+
+fn by_hand(all: &Contents, origin: &Path, destination: &Path, list: &Path) -> String {
+    let (count, bytes) = files(all).fold((0u64, 0u64), |(n, sum), (_, _, size)| (n + 1, sum + size));
     let quoted = |path: &Path| quote(path.as_os_str().as_bytes());
     let mut text =
         format!("all {count} files ({}) have equal digests on both sides. To check by hand:\n", show_size(bytes));
-    for folder in [source, destination] {
-        text.push_str(&format!("  (cd {} && b3sum --quiet -c {})\n", quoted(folder), quoted(&list)));
+    for folder in [origin, destination] {
+        // Beside it the short name will do.
+        let list = if folder.parent() == list.parent() { Path::new("..").join(MANIFEST) } else { list.to_owned() };
+        let _ = writeln!(text, "  (cd {} && b3sum --quiet -c {})", quoted(folder), quoted(&list));
     }
     text.push_str("b3sum of the largest files must print:\n");
-    let mut largest: Vec<_> = files(&got).collect();
+    let mut largest: Vec<_> = files(all).collect();
     largest.sort_by(|a, b| b.2.cmp(&a.2).then_with(|| a.0.cmp(b.0)));
     for (path, digest, _) in largest.into_iter().take(LINES) {
-        let whole = destination.join(std::ffi::OsStr::from_bytes(path));
-        if let Some(line) = manifest::b3sum_line(whole.as_os_str().as_bytes(), digest) {
+        if let Some(line) = manifest::b3sum_line(destination.join(os(path)).as_os_str().as_bytes(), digest) {
             text.push_str(&line);
         }
     }
-    screen.print(&text);
-    Ok(Exit::Success)
+    text
+}
+
+fn os(bytes: &[u8]) -> &std::ffi::OsStr {
+    std::ffi::OsStr::from_bytes(bytes)
 }
 
 fn files(contents: &Contents) -> impl Iterator<Item = (&[u8], Digest, u64)> {
@@ -181,51 +367,96 @@ fn quote(bytes: &[u8]) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
+/// Corruption that tests plant, to see that it is found: `CCAT_XFER_FAULT_DEMO` is `origin` or `destination`.
+#[cfg(feature = "faults")]
+mod planted {
+    use super::*;
+
+    fn is(end: &str) -> bool {
+        std::env::var("CCAT_XFER_FAULT_DEMO").is_ok_and(|planted| planted == end)
+    }
+
+    /// Another byte in the first package that is a file, between its registration and its transfer.
+    pub(super) fn spoil_origin(folder: &Path, packages: &[NewPackage]) {
+        let file = packages.iter().find(|p| p.kind == crate::model::PackageKind::File);
+        if let Some(file) = file.filter(|_| is("origin")) {
+            spoil(&folder.join(os(file.path.as_bytes())));
+        }
+    }
+
+    /// The same at the destination, after it was verified there.
+    pub(super) fn spoil_destination(folder: &Path, paths: &[PathBuf]) {
+        if is("destination")
+            && let Some(file) = paths.iter().map(|path| folder.join(path)).find(|path| path.is_file())
+        {
+            spoil(&file);
+        }
+    }
+
+    fn spoil(file: &Path) {
+        let mut bytes = fs::read(file).expect("invariant: a test has made the file");
+        bytes[0] ^= 1;
+        fs::write(file, bytes).expect("invariant: a test may write here");
+    }
+}
+
+#[cfg(not(feature = "faults"))]
+mod planted {
+    use super::*;
+
+    pub(super) const fn spoil_origin(_: &Path, _: &[NewPackage]) {}
+    pub(super) const fn spoil_destination(_: &Path, _: &[PathBuf]) {}
+}
+
+const MANIFEST: &str = "manifest.b3";
 const LINES: usize = 5;
+/// With head and foot they fit a terminal of 24 lines.
+const MOST_ROWS: usize = 18;
+/// As `submit` has it.
+const PRIORITY: u8 = 4;
+const REDRAW: Duration = Duration::from_millis(150);
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::engine::tests::Copier;
 
-    const SMALL: Shape = Shape { large: (1, 100_000), small: 120 };
-
-    fn run(data: Option<&Path>, engine: &Copier) -> Result<u8, FailureClass> {
-        let args = Demo { data: data.map(Path::to_owned), rm: true };
-        demo_with(&args, SMALL, engine, &Screen::without_bar()).map(Exit::code).map_err(|e| e.class)
-    }
-
-    #[test]
-    fn equal_trees_are_success_and_anything_else_is_not() {
-        assert_eq!(run(None, &Copier::default()), Ok(0));
-        assert_eq!(run(None, &Copier { spoil: true, ..Copier::default() }), Err(FailureClass::Integrity));
-        assert_eq!(run(None, &Copier { refuse: true, ..Copier::default() }), Ok(7));
-    }
-
-    #[test]
-    fn own_data_is_only_read() {
-        let temp = tempfile::tempdir().unwrap();
-        let data = temp.path().join("data");
-        tree::make(&data, SMALL).unwrap();
-        let before = compare::contents(temp.path()).unwrap();
-        assert_eq!(run(Some(&data), &Copier::default()), Ok(0));
-        assert_eq!(compare::contents(temp.path()).unwrap(), before);
-        assert_eq!(run(Some(&temp.path().join("none")), &Copier::default()), Err(FailureClass::Source));
-    }
+    const SMALL: Shape = Shape { large: (1, 100_000), nights: 2, frames: 60 };
 
     /// The same bytes on every machine, so that people can compare what they see.
     #[test]
     fn the_tree_is_the_same_every_time() {
         let temp = tempfile::tempdir().unwrap();
+        let cancel = CancellationToken::new();
         let tree = |name: &str| {
-            tree::make(&temp.path().join(name), SMALL).unwrap();
-            compare::contents(&temp.path().join(name)).unwrap()
+            let folder = temp.path().join(name);
+            tree::make(&folder, SMALL, &cancel).unwrap();
+            let (packages, passed_over) = packages(&folder, &cancel).unwrap();
+            assert!(passed_over.is_empty(), "{passed_over:?}");
+            let paths: Vec<_> = packages.iter().map(|p| PathBuf::from(os(p.path.as_bytes()))).collect();
+            assert_eq!(paths, ["night-00", "night-01", "odd", "scan-0.dat"].map(PathBuf::from));
+            compare::contents(&folder, &paths, &cancel).unwrap()
         };
         let (mut one, two) = (tree("one"), tree("two"));
         assert!(compare::differences(&one, &two).is_empty());
         one.remove(&b"scan-0.dat"[..]);
         assert_eq!(compare::differences(&one, &two), ["scan-0.dat is extra"]);
         assert_eq!(compare::differences(&two, &one), ["scan-0.dat is missing"]);
+        cancel.cancel();
+        assert!(compare::contents(temp.path(), &["one".into()], &cancel).is_err());
+        assert!(tree::make(&temp.path().join("three"), SMALL, &cancel).is_err());
+    }
+
+    #[test]
+    fn only_files_and_folders_are_packages() {
+        let temp = tempfile::tempdir().unwrap();
+        let cancel = CancellationToken::new();
+        assert_eq!(packages(temp.path(), &cancel).unwrap_err().class, FailureClass::Source);
+        fs::write(temp.path().join("file"), b"x").unwrap();
+        std::os::unix::fs::symlink("file", temp.path().join("link\n")).unwrap();
+        fs::create_dir(temp.path().join(".ccat-xfer")).unwrap();
+        let (found, passed_over) = packages(temp.path(), &cancel).unwrap();
+        assert_eq!(found.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["file"]);
+        assert_eq!(passed_over, ["link\\n"]);
     }
 
     #[test]

@@ -11,34 +11,38 @@ use std::{
     path::Path,
 };
 
+use tokio_util::sync::CancellationToken;
+
 /// What to generate.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape {
     /// Large files and the size of each, in bytes.
     pub(super) large: (u64, u64),
-    /// Small files, in folders of 100; 1 to 16 KiB each.
-    pub(super) small: u64,
+    /// Folders of small files.
+    pub(super) nights: u64,
+    /// Small files in each; 1 to 16 KiB each.
+    pub(super) frames: u64,
 }
 
 impl Shape {
-    /// About 150 MB.
-    pub(super) const DEMO: Self = Self { large: (4, 32 << 20), small: 2000 };
+    /// About 150 MB, in eight packages.
+    pub(super) const DEMO: Self = Self { large: (4, 32 << 20), nights: 3, frames: 600 };
 }
 
-/// Makes the tree in a new folder.
-pub(super) fn make(folder: &Path, shape: Shape) -> io::Result<()> {
+/// Makes packages in a new folder: large files, folders of small files, and a folder of odd things.
+pub(super) fn make(folder: &Path, shape: Shape, cancel: &CancellationToken) -> io::Result<()> {
     fs::create_dir(folder)?;
     for number in 0..shape.large.0 {
-        write(&folder.join(format!("scan-{number}.dat")), number, shape.large.1)?;
+        write(&folder.join(format!("scan-{number}.dat")), number, shape.large.1, cancel)?;
     }
-    for number in 0..shape.small {
-        let night = folder.join(format!("night-{:02}", number / 100));
-        if number % 100 == 0 {
-            fs::create_dir(&night)?;
+    for night in 0..shape.nights {
+        let at = folder.join(format!("night-{night:02}"));
+        fs::create_dir(&at)?;
+        for number in night * shape.frames..(night + 1) * shape.frames {
+            // 1 to 16 KiB, in no order.
+            let size = 1024 + number.wrapping_mul(7919) % (15 << 10);
+            write(&at.join(format!("frame-{number:05}.fits")), (1 << 32) + number, size, cancel)?;
         }
-        // 1 to 16 KiB, in no order.
-        let size = 1024 + number.wrapping_mul(7919) % (15 << 10);
-        write(&night.join(format!("frame-{number:05}.fits")), (1 << 32) + number, size)?;
     }
     let odd = folder.join("odd");
     fs::create_dir(&odd)?;
@@ -46,7 +50,7 @@ pub(super) fn make(folder: &Path, shape: Shape) -> io::Result<()> {
     File::create_new(odd.join("empty file"))?;
     symlink("../scan-0.dat", odd.join("link"))?;
     for name in [&b"a name with spaces"[..], b"new\nline", b"not UTF-8 \xff", "M\u{fc}nchen".as_bytes()] {
-        write(&odd.join(OsStr::from_bytes(name)), 1 << 33, 1000)?;
+        write(&odd.join(OsStr::from_bytes(name)), 1 << 33, 1000, cancel)?;
     }
     // 64 MiB with two islands of data.
     let sparse = File::create_new(odd.join("sparse"))?;
@@ -56,12 +60,15 @@ pub(super) fn make(folder: &Path, shape: Shape) -> io::Result<()> {
 }
 
 /// Bytes that do not compress, from the extendable output of BLAKE3 over the seed.
-fn write(path: &Path, seed: u64, size: u64) -> io::Result<()> {
+fn write(path: &Path, seed: u64, size: u64, cancel: &CancellationToken) -> io::Result<()> {
     let mut source = blake3::Hasher::new().update(b"ccat-xfer demo").update(&seed.to_le_bytes()).finalize_xof();
     let mut file = File::create_new(path)?;
     let mut block = vec![0; 64 << 10];
     let mut left = size;
     while left > 0 {
+        if cancel.is_cancelled() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(block.len());
         source.fill(&mut block[..len]);
         file.write_all(&block[..len])?;
