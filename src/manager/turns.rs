@@ -128,7 +128,7 @@ mod tests {
 
     use super::*;
 
-    /// Seen to fail with the pulse told before the turn instead of behind it.
+    /// Seen to fail with twice the limit.
     #[tokio::test]
     async fn a_loop_that_stands_still_makes_the_process_unhealthy() {
         let temp = tempfile::tempdir().unwrap();

@@ -226,7 +226,7 @@ impl Chain {
             self.rates.remove(&now.id);
             return Ok(None);
         }
-        match self.rates.entry(now.id).or_insert(Pace::Running(Instant::now())) {
+        match self.rates.entry(now.id).or_insert_with(|| Pace::Running(Instant::now())) {
             Pace::Running(since) => Ok(per_second(now.bytes_done, since.elapsed())),
             Pace::Over(rate) => Ok(*rate),
         }

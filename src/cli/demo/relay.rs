@@ -64,7 +64,8 @@ impl FromStr for Link {
 
 /// Millionths, from per cent.
 fn loss(percent: &str) -> Option<u32> {
-    let (whole, fraction) = percent.trim().split_once('.').unwrap_or((percent.trim(), "0"));
+    let percent = percent.trim();
+    let (whole, fraction) = percent.split_once('.').unwrap_or((percent, "0"));
     let digits = |text: &str| !text.is_empty() && text.len() <= 4 && text.bytes().all(|b| b.is_ascii_digit());
     if !digits(whole) || !digits(fraction) {
         return None;

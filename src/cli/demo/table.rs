@@ -50,25 +50,28 @@ impl Row {
 
     fn state(&self) -> String {
         let Some(t) = &self.transfer else { return "registered".to_owned() };
-        match (t.status, &t.error) {
-            (Status::InProgress, _) => {
+        match t.status {
+            Status::InProgress => {
                 format!("in_progress {:>3}%", t.bytes_done.saturating_mul(100) / t.bytes_total.max(1))
             }
-            (Status::Pending | Status::Failed, Some(class)) => format!("{} ({class})", t.status),
-            (status, _) => status.to_string(),
+            status => status.to_string(),
         }
     }
 
     fn line(&self) -> String {
         let (attempt, rate, route) = match &self.transfer {
-            Some(t) => (t.attempt.to_string(), t.bytes_per_s.map(show_rate).unwrap_or_default(), t.route.as_str()),
+            // An error is of more interest than the way.
+            Some(t) => {
+                let way = t.error.as_deref().unwrap_or(&t.route);
+                (t.attempt.to_string(), t.bytes_per_s.map(show_rate).unwrap_or_default(), way)
+            }
             None => ("-".to_owned(), String::new(), "-"),
         };
         let name = fitted(&self.name, NAME);
         let line = format!(
             "{name:<NAME$} {:>SIZE$}  {:<STATE$} {attempt:>TRY$} {rate:>RATE$}  {route}",
             show_size(self.size_bytes),
-            fitted(&self.state(), STATE),
+            self.state(),
         );
         fitted(line.trim_end(), WIDTH)
     }
@@ -150,7 +153,7 @@ impl Changes {
 }
 
 const WIDTH: usize = 79;
-const NAME: usize = 18;
+const NAME: usize = 17;
 const SIZE: usize = 8;
 const STATE: usize = 16;
 const TRY: usize = 3;
@@ -193,11 +196,11 @@ mod tests {
         assert_eq!(
             text.lines().collect::<Vec<_>>(),
             [
-                "PACKAGE                SIZE  STATE            TRY      RATE  ROUTE",
-                "scan-0.dat          33.5 MB  in_progress  50%   1  123 MB/s  ccat to cologne",
-                "long name\\nlong n.  33.5 MB  pending (destin.   1  123 MB/s  ccat to cologne",
-                "night-00            33.5 MB  registered         -            -",
-                "b                   33.5 MB  completed          1  123 MB/s  ccat to cologne",
+                "PACKAGE               SIZE  STATE            TRY      RATE  ROUTE",
+                "scan-0.dat         33.5 MB  in_progress  50%   1  123 MB/s  ccat to cologne",
+                "long name\\nlong .  33.5 MB  pending            1  123 MB/s  destination_differs",
+                "night-00           33.5 MB  registered         -            -",
+                "b                  33.5 MB  completed          1  123 MB/s  ccat to cologne",
                 "1 of 4 packages have arrived (33.5 MB) after 1.2 s",
             ]
         );

@@ -578,7 +578,7 @@ fn a_receipt_outlives_a_failure_that_crosses_it() {
     assert!(sender.tree_digest().is_some());
 }
 
-/// Whether the sender announced the digest or the receiver was told it. Seen to fail with each of the two left out.
+/// Whether the sender announced the digest or the receiver was told it. Seen to fail with what it was told left out.
 #[test]
 fn nothing_else_than_what_is_expected_gets_a_name() {
     let size = ChunkSize::from_log2(16).unwrap();
