@@ -53,6 +53,7 @@ const CASES: &[Case] = cases![
     operating::what_was_replaced_is_not_retried,
     operating::pause_and_resume,
     operating::lists_are_read_page_by_page,
+    operating::rows_are_found_by_what_people_know_of_them,
     explaining::what_a_person_has_to_do,
     explaining::what_time_mends,
     explaining::what_is_over_or_runs,

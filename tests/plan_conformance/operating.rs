@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use ccat_xfer::{
     model::{Ending, ErrorClass, LocationId, Status},
     store::{PackageFilter, StoreError, SwitchFilter, WorkFilter},
@@ -175,4 +177,52 @@ pub(crate) async fn lists_are_read_page_by_page(bed: &Bed) {
     assert_eq!((detail.packages.len(), detail.attempts.len()), (1, 1));
     assert_eq!(detail.attempts[0].outcome, "network");
     assert!(detail.events.len() >= 4, "planned, offered, claimed, failed: {:?}", detail.events);
+}
+
+/// Seen to fail with the condition of a site, and with that of a route, left out.
+pub(crate) async fn rows_are_found_by_what_people_know_of_them(bed: &Bed) {
+    apply(bed, WORLD).await;
+    let there = planned(bed, "a", "ccat/out", "us").await[0];
+    let back = planned(bed, "b", "us/buffer", "cologne/second").await[0];
+    submit(bed, package("c", "ccat/special", 10), "chile/buffer").await;
+    let store = &bed.store;
+    let (us, special) = (store.site_id("us").await.expect("a site"), store.location_id("ccat/special").await);
+    let second = store.location_id("cologne/second").await.expect("a location");
+    let route = store.route_id("ccat-us").await.expect("a route");
+    let now = store.now().await.expect("the time");
+    let works = async |filter: WorkFilter| {
+        let page = store.work_page(&filter, None, 10).await.expect("a page");
+        page.rows.iter().map(|r| r.work.number()).collect::<Vec<_>>()
+    };
+    let names = async |filter: PackageFilter| {
+        let page = store.package_page(&filter, None, 10).await.expect("a page");
+        page.rows.iter().map(|r| r.name.clone()).collect::<Vec<_>>().join(" ")
+    };
+    let all = WorkFilter::default;
+    assert_eq!(works(WorkFilter { site: Some(us), ..all() }).await, [there, back]);
+    assert_eq!(works(WorkFilter { location: Some(second), ..all() }).await, [back]);
+    assert_eq!(works(WorkFilter { site: Some(us), route: Some(route), ..all() }).await, [there]);
+    assert!(
+        works(WorkFilter { updated_before: Some(now.before(Duration::from_secs(3600))), ..all() }).await.is_empty()
+    );
+    let all = PackageFilter::default;
+    assert_eq!(names(PackageFilter { site: Some(us), ..all() }).await, "a b");
+    assert_eq!(names(PackageFilter { location: special.ok(), ..all() }).await, "c");
+    assert_eq!(names(PackageFilter { location: Some(second), ..all() }).await, "b");
+    assert_eq!(names(PackageFilter { route: Some(route), ..all() }).await, "a");
+    assert_eq!(names(PackageFilter { statuses: vec![Status::Pending], ..all() }).await, "a b");
+    assert_eq!(
+        names(PackageFilter { updated_before: Some(now.after(Duration::from_secs(9))), ..all() }).await,
+        "a b c"
+    );
+    // Of one transfer all must hold, not some of one and the rest of another one.
+    let other = PackageFilter { route: Some(route), statuses: vec![Status::Failed], ..all() };
+    assert_eq!(names(other).await, "");
+    let one = worker(store, "one", 1, OUT).await;
+    run_one(bed, &one, failure(ErrorClass::Network)).await;
+    let failing = PackageFilter { error_class: Some(ErrorClass::Network), name_prefix: Some("a".into()), ..all() };
+    assert_eq!(names(failing.clone()).await, "a");
+    assert_eq!(names(PackageFilter { site: Some(us), route: Some(route), ..failing }).await, "a");
+    let error = store.route_id("nowhere").await.expect_err("a wrong name");
+    assert!(matches!(error, StoreError::NotFound { what: "route", .. }), "{error}");
 }
