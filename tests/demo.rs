@@ -127,7 +127,7 @@ fn a_relay_plays_a_long_and_bad_link() {
     assert!(refused.stderr.contains("no loss"), "{}", refused.stderr);
 }
 
-/// Seen to pass wrongly with the comparison at the end left out.
+/// Seen to fail with the comparison at the end left out.
 #[test]
 #[cfg(feature = "faults")]
 fn a_corrupt_destination_is_found() {
@@ -139,7 +139,7 @@ fn a_corrupt_destination_is_found() {
     assert!(done.stderr.contains("a file differs"), "{}", done.stderr);
 }
 
-/// Seen to pass wrongly with `expected` not given to the engine and the comparison behind it left out.
+/// Seen to fail with `expected` not given to the engine: the file was published.
 #[test]
 #[cfg(feature = "faults")]
 fn a_corrupt_origin_is_found() {

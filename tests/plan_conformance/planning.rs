@@ -136,7 +136,7 @@ pub(crate) async fn the_best_buffer_that_takes_it_is_chosen(bed: &Bed) {
     assert_eq!(chosen("g").await, second, "full: nothing is left of it");
 }
 
-/// Seen to fail with the report's statement for locations left out, and with the look at the session's queues.
+/// Seen to fail with the report's statement for locations left out.
 pub(crate) async fn what_a_worker_says_is_free_is_heeded(bed: &Bed) {
     apply(bed, WORLD).await;
     let (first, second) = ("cologne_first_data_transfer", "cologne_second_data_transfer");
