@@ -380,7 +380,7 @@ mod tests {
         );
     }
 
-    /// Seen to fail with the delay left out, and with every datagram passed.
+    /// Seen to fail with the delay left out.
     #[tokio::test]
     async fn datagrams_are_delayed_and_some_are_lost() {
         let target = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -410,11 +410,12 @@ mod tests {
         end.cancel();
     }
 
+    /// Seen to fail with the delay left out.
     #[tokio::test]
     async fn tcp_is_delayed_and_whole() {
         let target = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let end = CancellationToken::new();
-        let link = "40ms,10%,80Mbit".parse().unwrap();
+        let link = "300ms,10%,80Mbit".parse().unwrap();
         let relay = Relay::start(link, target.local_addr().unwrap().port(), end.clone()).await.unwrap();
         let echo = tokio::spawn(async move {
             let (mut stream, _) = target.accept().await.unwrap();
@@ -430,7 +431,7 @@ mod tests {
         let mut all = Vec::new();
         caller.read_to_end(&mut all).await.unwrap();
         assert!(all == sent, "what comes back is what was sent");
-        assert!(began.elapsed() >= Duration::from_millis(40), "there and back");
+        assert!(began.elapsed() >= Duration::from_millis(300), "there and back");
         echo.await.unwrap();
         end.cancel();
     }
