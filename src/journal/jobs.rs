@@ -2,14 +2,13 @@ use std::{
     fs::File,
     sync::Arc,
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use super::{
     JournalError,
     folder::{make_parts_dir, open_parts_dir},
     log::{Log, Replayed, replay},
-    receipts::receipts_name,
     record::Body,
 };
 use crate::{
@@ -57,26 +56,39 @@ impl Jobs {
     pub fn state(&self, job: [u8; 16]) -> Result<JobState, JournalError> {
         read_state(&self.root, job)
     }
+}
 
-    /// Forgets a job and its receipts, once its sender has them and no fence must be remembered.
-    pub fn forget(&self, job: [u8; 16]) -> Result<(), JournalError> {
-        let Some(dir) = open_jobs(&self.root)? else { return Ok(()) };
-        match dir.remove_file(&receipts_name(job)) {
-            Err(e) if e.kind() != DiskErrorKind::NotFound => return Err(e.into()),
-            _ => {}
+/// Forgets fences, the oldest first, where there are more than `most`; not those younger than `age`: nobody comes back with
+/// a fence that was overtaken so long ago. One that is being raised just now stays.
+pub(super) fn remove_old_fences(dir: &Dir, most: usize, age: Duration) -> Result<(), JournalError> {
+    let mut names = Vec::new();
+    for entry in dir.entries()? {
+        let name = entry?.name;
+        if name.len() == FENCE_NAME_BYTES && name.iter().all(u8::is_ascii_hexdigit) {
+            names.push(name);
         }
-        let name = file_name(job);
+    }
+    let Some(surplus) = names.len().checked_sub(most).filter(|n| *n > 0) else { return Ok(()) };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut old = Vec::new();
+    for name in names {
+        let Some(stat) = dir.stat_name(&name)? else { continue };
+        let changed = stat.identity.ctime;
+        if u64::try_from(changed.seconds).is_ok_and(|s| Duration::from_secs(s) + age <= now) {
+            old.push((changed, name));
+        }
+    }
+    old.sort_unstable();
+    for (_, name) in old.into_iter().take(surplus) {
         let file = match dir.open_write(&name) {
-            Err(e) if e.kind() == DiskErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == DiskErrorKind::NotFound => continue,
             other => other?,
         };
-        if matches!(wait_for(&dir, &name, &file)?, LockOutcome::Gone) {
-            return Ok(());
+        if lock_file(dir, &name, &file)? == LockOutcome::Held {
+            dir.remove_file(&name)?;
         }
-        dir.remove_file(&name)?;
-        dir.sync()?;
-        Ok(())
     }
+    Ok(())
 }
 
 /// Refuses if a newer attempt has begun.
@@ -206,6 +218,10 @@ pub(super) fn file_name(job: [u8; 16]) -> Vec<u8> {
 
 /// Folder of the parts directory with one file per job.
 pub(super) const JOBS_NAME: &[u8] = b"jobs";
+const FENCE_NAME_BYTES: usize = 32;
+/// More jobs than one night has, and longer than any worker is away.
+pub(super) const KEPT_FENCES: usize = 100_000;
+pub(super) const FENCE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 const LOCK_POLL: Duration = Duration::from_millis(5);
 const CREATE_TRIES: u32 = 20;

@@ -25,7 +25,7 @@
 //!   w-<16 hex digits>/            one writer: a session of one process
 //!     journal                     locked exclusively (flock) for the writer's whole life
 //!     <8 hex digits>.part         part files, mode 0600, by part number
-//!   jobs/<32 hex digits>          one job: highest fence
+//!   jobs/<32 hex digits>          one job: highest fence; beyond 100,000 of them those older than 30 days go
 //!   jobs/<32 hex digits>.receipts receipts of the job's last attempt that came to its end
 //!   jobs/<16 hex digits>.new      receipts of an attempt under way, locked (flock) while they are taken down
 //!   n-<32 hex digits>             a folder is being copied under a new name into `P`

@@ -2,7 +2,7 @@ use std::{fs::File, os::unix::fs::FileExt as _, sync::Arc};
 
 use super::{
     Jobs, JournalError,
-    jobs::{JOBS_NAME, check_fence, file_name, make_jobs, open_jobs},
+    jobs::{FENCE_AGE, JOBS_NAME, KEPT_FENCES, check_fence, file_name, make_jobs, open_jobs, remove_old_fences},
     log::{Log, replay},
     record::{Body, MAX_RECEIPT_BYTES, Record},
 };
@@ -119,6 +119,7 @@ impl ReceiptWriter {
         self.finished = true;
         self.dir.sync()?;
         remove_oldest(&self.dir)?;
+        remove_old_fences(&self.dir, KEPT_FENCES, FENCE_AGE)?;
         Ok(true)
     }
 }

@@ -1,6 +1,10 @@
 use std::thread;
 
 use super::*;
+use crate::{
+    disk::{LockOutcome, lock_file},
+    journal::jobs::{file_name, open_jobs, remove_old_fences},
+};
 
 #[test]
 fn fences_only_rise_and_stay() {
@@ -18,12 +22,31 @@ fn fences_only_rise_and_stay() {
     assert_eq!(state, JobState { fence: 9 });
     // A session that ends leaves it alone.
     place.store().finish().unwrap();
-    jobs.forget(a).unwrap();
-    jobs.forget(a).unwrap();
-    assert_eq!(jobs.state(a).unwrap(), JobState::default());
-    jobs.forget(b).unwrap();
-    place.store().finish().unwrap();
-    assert!(!place.at(".ccat-xfer").exists());
+    assert_eq!(jobs.state(a).unwrap(), JobState { fence: 9 });
+    assert_eq!(jobs.state(b).unwrap(), JobState { fence: 1 });
+}
+
+#[test]
+fn only_old_fences_beyond_the_most_are_forgotten() {
+    let place = Place::new();
+    let jobs = Jobs::new(place.root());
+    for job in 1..=5 {
+        jobs.raise_fence([job; 16], 3).unwrap();
+    }
+    jobs.keep_receipts([5; 16], 3, "chile").unwrap().finish().unwrap();
+    let dir = open_jobs(&place.root()).unwrap().unwrap();
+    let known = || (1..=5).filter(|&job| jobs.state([job; 16]).unwrap().fence == 3).count();
+    remove_old_fences(&dir, 5, Duration::ZERO).unwrap();
+    remove_old_fences(&dir, 0, Duration::from_secs(3600)).unwrap();
+    assert_eq!(known(), 5, "few enough, or too young");
+    // One that somebody raises just now is locked.
+    let name = file_name([2; 16]);
+    let file = dir.open_write(&name).unwrap();
+    assert_eq!(lock_file(&dir, &name, &file).unwrap(), LockOutcome::Held);
+    remove_old_fences(&dir, 0, Duration::ZERO).unwrap();
+    assert_eq!(known(), 1);
+    assert_eq!(jobs.state([2; 16]).unwrap().fence, 3);
+    assert!(jobs.receipts([5; 16]).unwrap().is_some(), "receipts have a limit of their own");
 }
 
 fn kept(place: &Place, job: [u8; 16]) -> Option<(String, u64, Vec<Vec<u8>>)> {
