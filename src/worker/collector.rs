@@ -13,18 +13,19 @@ use crate::{
 
 /// Verified bytes of an attempt, over all its packages.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Meter {
+pub struct Meter {
     finished: Arc<AtomicU64>,
     current: Arc<AtomicU64>,
 }
 
 impl Meter {
-    pub(super) fn bytes(&self) -> u64 {
+    /// Verified so far.
+    pub fn bytes(&self) -> u64 {
         self.finished.load(Ordering::Relaxed).saturating_add(self.current.load(Ordering::Relaxed))
     }
 
     /// A package is done; its bytes are these.
-    pub(super) fn finish(&self, bytes: u64) {
+    pub fn finish(&self, bytes: u64) {
         self.current.store(0, Ordering::Relaxed);
         self.finished.fetch_add(bytes, Ordering::Relaxed);
     }

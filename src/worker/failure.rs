@@ -6,14 +6,16 @@ use crate::{
 
 /// Why an attempt failed, in the control plane's words.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Failure {
-    pub(super) class: ErrorClass,
+pub struct Failure {
+    /// What kind it is, which decides about another attempt.
+    pub class: ErrorClass,
     /// The error and its causes, outermost first.
-    pub(super) chain: Vec<String>,
+    pub chain: Vec<String>,
 }
 
 impl Failure {
-    pub(super) fn new(class: ErrorClass, text: impl Into<String>) -> Self {
+    /// Of one text.
+    pub fn new(class: ErrorClass, text: impl Into<String>) -> Self {
         Self { class, chain: vec![text.into()] }
     }
 

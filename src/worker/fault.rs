@@ -18,7 +18,7 @@ mod passing {
 
     use crate::{
         store::Claim,
-        worker::{collector::Meter, runner::Attempt},
+        worker::{Attempt, Meter},
     };
 
     /// Runs an attempt.
@@ -45,7 +45,7 @@ mod planted {
     use crate::{
         model::{ErrorClass, Work},
         store::Claim,
-        worker::{collector::Meter, failure::Failure, runner::Attempt},
+        worker::{Attempt, Failure, Meter},
     };
 
     /// Which attempts fail.

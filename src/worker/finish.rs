@@ -5,16 +5,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{
-    Running, Shared,
+    Attempt, Running, Shared,
     collector::Meter,
     failure::Failure,
     fault,
     figures::{Ended, Wrote},
     is_away, lease,
-    runner::{self, Attempt},
     slots::Slot,
     stop::{Stop, Why},
 };
@@ -71,8 +71,9 @@ async fn conduct(shared: &Arc<Shared>, claim: &Arc<Claim>) {
     let job = supervise(
         format!("{}", claim.work),
         async move {
-            let run = |token| runner::run(&here, &running, measured.clone(), token);
-            fault::around(&running, &measured, &token, run).await
+            let (runner, claim, meter) = (&here.runner, &running, &measured);
+            let run = |token: CancellationToken| async move { runner.run(claim, meter, &token).await };
+            fault::around(claim, meter, &token, run).await
         }
         .in_current_span(),
     );

@@ -38,30 +38,31 @@ mod stop;
 
 use std::{
     collections::BTreeMap,
+    fmt,
     future::Future,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use async_trait::async_trait;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     broker::Broker,
     disk::Root,
     engine::Options,
-    model::{Operation, QueueName, Timestamp, WorkerState},
-    net::Identity,
-    store::{LeaseClock, RunningSpan, Store, StoreError, WorkerProfile, WorkerSession},
+    model::{Evidence, Operation, QueueName, Timestamp, WorkerState},
+    store::{Claim, LeaseClock, RunningSpan, Store, StoreError, WorkerProfile, WorkerSession},
     task::{Backoff, Delays, Gate},
     telemetry::{health::Health, metrics::Metrics},
 };
 
 #[cfg(feature = "faults")]
 pub use self::fault::{Moment, Plan, Planted};
-pub use self::spool::SpoolError;
+pub use self::{collector::Meter, failure::Failure, runner::Transfers, spool::SpoolError};
 use self::{
-    collector::Meter,
     figures::Figures,
     slots::Slots,
     spool::Spool,
@@ -102,6 +103,24 @@ pub struct Place {
     pub slots: Option<u32>,
 }
 
+/// What is done with claimed work. The worker around it claims, renews, records and drains, whatever the work is.
+#[async_trait]
+pub trait Runner: fmt::Debug + Send + Sync {
+    /// Does all that a claim asks for, and counts verified bytes in `meter`. Ends soon after `cancel`.
+    async fn run(&self, claim: &Claim, meter: &Meter, cancel: &CancellationToken) -> Attempt;
+}
+
+/// How an attempt ended, as far as its runner can tell.
+#[derive(Clone, Debug, Default)]
+pub struct Attempt {
+    /// Nothing, if every package is where it should be.
+    pub failure: Option<Failure>,
+    /// What was verified on the way.
+    pub evidence: Vec<Evidence>,
+    /// One line for each thing that happened, for the attempt's history.
+    pub log: Vec<String>,
+}
+
 /// Why a worker ended.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
@@ -117,7 +136,7 @@ pub enum WorkerError {
 #[derive(Debug)]
 struct Shared {
     config: Config,
-    identity: Identity,
+    runner: Arc<dyn Runner>,
     store: Store,
     session: WorkerSession,
     spool: Spool,
@@ -155,7 +174,7 @@ impl Shared {
 /// The database refuses it, another live worker has its name, or its spool cannot be used.
 pub async fn run(
     config: Config,
-    identity: Identity,
+    runner: Arc<dyn Runner>,
     store: Store,
     broker: Option<Arc<dyn Broker>>,
     health: &Health,
@@ -174,7 +193,7 @@ pub async fn run(
     let slots = Slots::new(config.slots, config.places.iter().map(|(stem, place)| (queue(stem), place.slots)));
     let shared = Arc::new(Shared {
         config,
-        identity,
+        runner,
         store,
         session,
         spool,
@@ -263,7 +282,7 @@ async fn heartbeats(shared: Arc<Shared>, pulse: crate::telemetry::health::Heartb
 }
 
 /// What is free at the locations, being looked at by a thread of its own.
-type Looking = Option<tokio::task::JoinHandle<Vec<(QueueName, u64)>>>;
+type Looking = Option<JoinHandle<Vec<(QueueName, u64)>>>;
 
 /// Tells the planner what is free here, and operators what waits. Nothing depends on one report: the next one comes soon.
 async fn report(shared: &Arc<Shared>, looking: &mut Looking) {

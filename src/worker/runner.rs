@@ -1,6 +1,7 @@
-//! A claimed row becomes jobs of the engine, one for each package, and their receipts become evidence.
+//! Transfers: a claimed row becomes jobs of the engine, one for each package, and their receipts become evidence.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     net::IpAddr,
     num::NonZeroU32,
@@ -10,12 +11,13 @@ use std::{
     time::Instant,
 };
 
+use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Shared,
-    collector::{Collector, Meter, Seen},
-    failure::{End, Failure},
+    Attempt, Config, Failure, Meter, Place, Runner,
+    collector::{Collector, Seen},
+    failure::End,
     fault,
 };
 use crate::{
@@ -26,20 +28,32 @@ use crate::{
         Algorithm, CheckMethod, Dialer, ErrorClass, Evidence, Method, PackageDigest, PackageKind, QueueName, Timestamp,
         Transport,
     },
-    net::{Fingerprint, Pinned},
+    net::{Fingerprint, Identity, Pinned},
     reach::{self, Credentials},
-    store::{Claim, Member, Place},
+    store::{self, Claim, Member},
 };
 
-/// How an attempt ended, as far as the engine can tell.
-#[derive(Debug, Default)]
-pub(super) struct Attempt {
-    /// Nothing, if every package is where it should be.
-    pub(super) failure: Option<Failure>,
-    /// What was verified on the way.
-    pub(super) evidence: Vec<Evidence>,
-    /// One line for each thing that happened, for the attempt's history.
-    pub(super) log: Vec<String>,
+/// Moves packages with the engine, between a folder of this machine and the other site's endpoint.
+#[derive(Clone, Debug)]
+pub struct Transfers {
+    worker: String,
+    host: String,
+    places: BTreeMap<String, Place>,
+    options: Options,
+    identity: Identity,
+}
+
+impl Transfers {
+    /// For a worker of these settings, which endpoints know by `identity`.
+    pub fn new(config: &Config, identity: Identity) -> Self {
+        Self {
+            worker: config.name.clone(),
+            host: config.host.clone(),
+            places: config.places.clone(),
+            options: config.options.clone(),
+            identity,
+        }
+    }
 }
 
 /// What all packages of a claim have in common.
@@ -54,37 +68,40 @@ struct Way {
     receiver_key: String,
 }
 
-/// Runs all packages of a claim, one after the other, until one fails.
-pub(super) async fn run(shared: &Shared, claim: &Claim, meter: Meter, cancel: CancellationToken) -> Attempt {
-    let mut attempt = Attempt::default();
-    let way = match way(shared, claim) {
-        Ok(way) => way,
-        Err(failure) => {
-            attempt.failure = Some(failure);
-            return attempt;
-        }
-    };
-    for member in &claim.members {
-        if cancel.is_cancelled() {
-            attempt.failure = Some(Failure::new(ErrorClass::Cancelled, "stopped between two packages"));
-            break;
-        }
-        fault::package_begins(&member.relative_path);
-        let package = format!("package {} ({})", member.package, member.name);
-        match carry(shared, claim, member, &way, &meter, &cancel, &mut attempt).await {
-            Ok(()) => meter.finish(member.size_bytes),
+#[async_trait]
+impl Runner for Transfers {
+    /// Runs all packages of a claim, one after the other, until one fails.
+    async fn run(&self, claim: &Claim, meter: &Meter, cancel: &CancellationToken) -> Attempt {
+        let mut attempt = Attempt::default();
+        let way = match way(self, claim) {
+            Ok(way) => way,
             Err(failure) => {
-                attempt.log.push(format!("{package}: {}: {}", failure.class, failure.chain.join(": ")));
-                attempt.failure = Some(failure.during(package));
+                attempt.failure = Some(failure);
+                return attempt;
+            }
+        };
+        for member in &claim.members {
+            if cancel.is_cancelled() {
+                attempt.failure = Some(Failure::new(ErrorClass::Cancelled, "stopped between two packages"));
                 break;
             }
+            fault::package_begins(&member.relative_path);
+            let package = format!("package {} ({})", member.package, member.name);
+            match carry(self, claim, member, &way, meter, cancel, &mut attempt).await {
+                Ok(()) => meter.finish(member.size_bytes),
+                Err(failure) => {
+                    attempt.log.push(format!("{package}: {}: {}", failure.class, failure.chain.join(": ")));
+                    attempt.failure = Some(failure.during(package));
+                    break;
+                }
+            }
         }
+        attempt
     }
-    attempt
 }
 
 /// What can be refused before anything is touched.
-fn way(shared: &Shared, claim: &Claim) -> Result<Way, Failure> {
+fn way(here: &Transfers, claim: &Claim) -> Result<Way, Failure> {
     let Some(route) = &claim.route else {
         return Err(Failure::configuration("this worker moves data between sites, and knows no archive"));
     };
@@ -95,10 +112,10 @@ fn way(shared: &Shared, claim: &Claim) -> Result<Way, Failure> {
         )));
     }
     let stem = stem(claim.own());
-    let Some(place) = shared.config.places.get(&stem) else {
+    let Some(place) = here.places.get(&stem) else {
         return Err(Failure::configuration(format!(
             "worker {} has no folder for location {}/{}; name it in [locations.\"{1}/{2}\"] of its settings",
-            shared.config.name,
+            here.worker,
             claim.own().site_short_name,
             claim.own().name
         )));
@@ -121,16 +138,16 @@ fn way(shared: &Shared, claim: &Claim) -> Result<Way, Failure> {
         .map_err(|_| Failure::new(ErrorClass::Bug, format!("fence {} is below 0", claim.fence)))?;
     let limits =
         [route.rate_limit_bytes_per_s, claim.origin.rate_limit_bytes_per_s, claim.destination.rate_limit_bytes_per_s];
-    let base = &shared.config.options;
+    let base = &here.options;
     let streams = route.streams.and_then(|n| u32::try_from(n).ok()).and_then(NonZeroU32::new);
     let receiver = match claim.side {
         Dialer::Origin => fingerprint,
-        Dialer::Destination => shared.identity.fingerprint(),
+        Dialer::Destination => here.identity.fingerprint(),
     };
     Ok(Way {
         root: Arc::new(root),
         remote: Remote::Endpoint { host, port },
-        credentials: Credentials { identity: shared.identity.clone(), policy: Arc::new(Pinned::only(fingerprint)) },
+        credentials: Credentials { identity: here.identity.clone(), policy: Arc::new(Pinned::only(fingerprint)) },
         options: Options {
             fence,
             overwrite: false,
@@ -158,7 +175,7 @@ fn way(shared: &Shared, claim: &Claim) -> Result<Way, Failure> {
 
 /// Moves one package and compares.
 async fn carry(
-    shared: &Shared,
+    here: &Transfers,
     claim: &Claim,
     member: &Member,
     way: &Way,
@@ -222,7 +239,7 @@ async fn carry(
         Err(error) => return Err(Failure::of_job(&error)),
     };
     attempt.log.push(told(member, &summary, started));
-    let evidence = evidence(shared, claim, member, way, &expected, &seen, &summary, started)?;
+    let evidence = evidence(here, claim, member, way, &expected, &seen, &summary, started)?;
     let equal = evidence.is_equal();
     let found = Digest(evidence.found_digest);
     let found_size_bytes = evidence.found_size_bytes;
@@ -310,7 +327,7 @@ fn own_folder(root: &Root, dir: &RelPath) -> Result<(OwnedFd, PathBuf), Failure>
 
 #[expect(clippy::too_many_arguments, reason = "one record has many columns")]
 fn evidence(
-    shared: &Shared,
+    here: &Transfers,
     claim: &Claim,
     member: &Member,
     way: &Way,
@@ -343,7 +360,7 @@ fn evidence(
         method: look.map_or(CheckMethod::FoundEqual, |l| l.method),
         medium: claim.destination.storage_type,
         cached: look.is_none_or(|l| l.cached),
-        host: look.map(|l| l.host.clone()).filter(|h| !h.is_empty()).unwrap_or_else(|| shared.config.host.clone()),
+        host: look.map(|l| l.host.clone()).filter(|h| !h.is_empty()).unwrap_or_else(|| here.host.clone()),
         version: look
             .map(|l| l.version.clone())
             .filter(|v| !v.is_empty())
@@ -408,7 +425,7 @@ fn folder_bytes(dir: &RelPath) -> Vec<u8> {
     if dir.is_root() { Vec::new() } else { [dir.as_bytes(), b"/"].concat() }
 }
 
-fn stem(place: &Place) -> String {
+fn stem(place: &store::Place) -> String {
     QueueName::stem_of(&place.site_short_name, &place.name)
 }
 

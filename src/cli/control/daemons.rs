@@ -19,7 +19,7 @@ use crate::{
         http,
         metrics::{Kind, Metrics},
     },
-    worker::{self, WorkerError},
+    worker::{self, Transfers, WorkerError},
 };
 
 pub(super) fn manager(args: &args::Manager, daemon: &Daemon, context: &Context<'_>) -> Result<Exit, JobError> {
@@ -39,6 +39,7 @@ pub(super) fn manager(args: &args::Manager, daemon: &Daemon, context: &Context<'
 pub(super) fn worker(args: &args::Worker, daemon: &Daemon, context: &Context<'_>) -> Result<Exit, JobError> {
     let identity = identity(context.settings)?;
     let config = worker_config(args.name.as_deref(), &args.locations, daemon, context.settings)?;
+    let runner = Arc::new(Transfers::new(&config, identity));
     serve(context, async |gate| {
         let watched = watched(daemon, &gate).await?;
         let Some(store) = open_patiently(daemon, &gate).await? else { return Ok(()) };
@@ -46,7 +47,7 @@ pub(super) fn worker(args: &args::Worker, daemon: &Daemon, context: &Context<'_>
         show_figures(&watched.metrics, &store, broker.as_deref());
         let working = store.clone().with_retry_percent(daemon.worker.retry_percent);
         let ended =
-            worker::run(config, identity, working, broker.clone(), &watched.health, &watched.metrics, &gate).await;
+            worker::run(config, runner, working, broker.clone(), &watched.health, &watched.metrics, &gate).await;
         leave(&store, broker).await;
         ended.map_err(|error| worker_error(&error))
     })
@@ -139,7 +140,8 @@ pub(in crate::cli) async fn together(
         }
     };
     let working = async {
-        let ended = worker::run(crew.worker, crew.identity, store.clone(), hints(), health, metrics, gate).await;
+        let runner = Arc::new(Transfers::new(&crew.worker, crew.identity));
+        let ended = worker::run(crew.worker, runner, store.clone(), hints(), health, metrics, gate).await;
         // One process is one thing: when a part of it cannot go on, all of it ends and says so.
         gate.drain();
         ended
