@@ -187,7 +187,9 @@ impl World {
         // In one process what the broker of that process says is heard.
         let (store, broker, tasks_gate) = (self.connect().await, Arc::clone(&self.broker), gate.clone());
         let working = tokio::spawn(async move {
-            let ended = worker::run(config, runner, store.clone(), Some(broker), &Health::new(), &Metrics::new(), &tasks_gate).await;
+            let ended =
+                worker::run(config, runner, store.clone(), Some(broker), &Health::new(), &Metrics::new(), &tasks_gate)
+                    .await;
             ended.expect("the worker ends well");
             store.close().await;
         });
@@ -363,9 +365,9 @@ async fn latency(world: &World, seconds: u64) {
         ready.push(claimed[package].saturating_duration_since(*since));
     }
     let spread = Spread::of(ready);
-    let (p50, p99) = (spread.at(0.5), spread.at(0.99));
+    let (p50, p99) = (spread.at(50), spread.at(99));
     let target = |fixed: u64, fsync: Duration| Duration::from_millis(fixed) + 4 * fsync;
-    let (most50, most99) = (target(10, world.fsync.at(0.5)), target(100, world.fsync.at(0.99)));
+    let (most50, most99) = (target(10, world.fsync.at(50)), target(100, world.fsync.at(99)));
     world.say(&format!(
         "latency      {PER_SECOND}/s offered: {spread}; of the limit {most50:.1?}: {:.2}, of {most99:.1?}: {:.2}; fsync {}",
         p50.as_secs_f64() / most50.as_secs_f64(),
@@ -417,7 +419,7 @@ async fn rows(world: &World, many: u64) {
         seen.push((wanted, Spread::of(claims), Spread::of(ticks), resident_kib().saturating_sub(before)));
     }
     let [(few, claims, ticks, grown), (many, more_claims, more_ticks, more_grown)] = &seen[..] else { return };
-    let ratio = |one: &Spread, other: &Spread| other.at(0.5).as_secs_f64() / one.at(0.5).as_secs_f64();
+    let ratio = |one: &Spread, other: &Spread| other.at(50).as_secs_f64() / one.at(50).as_secs_f64();
     world.say(&format!(
         "rows         claim_next with {few} rows of each kind: {claims}; with {many}: {more_claims}; ratio {:.2} (at most 2)",
         ratio(claims, more_claims)
@@ -522,15 +524,15 @@ impl Spread {
         Self(times)
     }
 
-    fn at(&self, part: f64) -> Duration {
+    fn at(&self, percent: usize) -> Duration {
         let last = self.0.len().saturating_sub(1);
-        self.0.get((last as f64 * part).round() as usize).copied().unwrap_or_default()
+        self.0.get(last * percent / 100).copied().unwrap_or_default()
     }
 }
 
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "p50 {:.1?}, p99 {:.1?}", self.at(0.5), self.at(0.99))
+        write!(f, "p50 {:.1?}, p99 {:.1?}", self.at(50), self.at(99))
     }
 }
 

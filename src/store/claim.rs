@@ -570,22 +570,19 @@ async fn members(
         None => ("raw_data_package p WHERE p.id = $1", package.unwrap_or_default()),
     };
     let (from, condition) = which.split_once(" WHERE ").unwrap_or((which, ""));
+    // One row for each digest, so that one question is enough.
     let text = format!(
         "SELECT p.id, p.name, p.kind, p.relative_path, p.size_bytes, p.file_count, p.created_at, \
-         coalesce(c.path, p.relative_path) AS source_path FROM {from} \
-         LEFT JOIN physical_copy c ON c.package_id = p.id AND c.location_id = $2 WHERE {condition} ORDER BY p.id"
+         coalesce(c.path, p.relative_path) AS source_path, g.algorithm, g.digest FROM {from} \
+         LEFT JOIN physical_copy c ON c.package_id = p.id AND c.location_id = $2 \
+         LEFT JOIN package_digest g ON g.package_id = p.id WHERE {condition} ORDER BY p.id, g.algorithm"
     );
-    let rows = tx.rows(text, args![number, row.origin]).await?;
-    let text = format!(
-        "SELECT g.package_id, g.algorithm, g.digest FROM {from} JOIN package_digest g ON g.package_id = p.id \
-         WHERE {condition} ORDER BY g.package_id, g.algorithm"
-    );
-    let digests = tx.rows(text, args![number]).await?;
-    let mut members = rows
-        .iter()
-        .map(|row| {
-            Ok(Member {
-                package: PackageId::new(row.int("id")?),
+    let mut members: Vec<Member> = Vec::new();
+    for row in tx.rows(text, args![number, row.origin]).await? {
+        let package = PackageId::new(row.int("id")?);
+        if members.last().is_none_or(|last| last.package != package) {
+            members.push(Member {
+                package,
                 name: row.text("name")?,
                 kind: row.word("kind")?,
                 source_path: row.bytes("source_path")?,
@@ -594,16 +591,11 @@ async fn members(
                 file_count: row.size("file_count")?,
                 digests: Vec::new(),
                 registered_at: row.time("created_at")?,
-            })
-        })
-        .collect::<Result<Vec<_>, StoreError>>()?;
-    for row in &digests {
-        let package = PackageId::new(row.int("package_id")?);
-        let value = row.bytes("digest")?;
-        let value = value.try_into().map_err(|_| StoreError::Corrupt(format!("a digest of {package}")))?;
-        let digest = PackageDigest { algorithm: row.word::<Algorithm>("algorithm")?, value };
-        if let Ok(at) = members.binary_search_by_key(&package, |m| m.package) {
-            members[at].digests.push(digest);
+            });
+        }
+        if let (Some(value), Some(member)) = (row.opt_bytes("digest")?, members.last_mut()) {
+            let value = value.try_into().map_err(|_| StoreError::Corrupt(format!("a digest of {package}")))?;
+            member.digests.push(PackageDigest { algorithm: row.word::<Algorithm>("algorithm")?, value });
         }
     }
     Ok(members)

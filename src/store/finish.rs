@@ -10,7 +10,7 @@ use super::{
     Store, StoreError, fault,
     sql::{Tx, Value, args},
     wakeups::Wakeup,
-    work::{Kind, WorkRow},
+    work::{EndedFence, Kind, WorkRow},
     workers::WorkerSession,
 };
 use crate::model::{
@@ -61,21 +61,26 @@ impl Store {
             self.count_stale();
             StoreError::Stale { work: outcome.work, fence: outcome.fence }
         };
-        if let Some(before) = ended(&mut tx, outcome).await?
+        let before = match &row.ended {
+            known if row.fence == outcome.fence => known.clone(),
+            _ => EndedFence::of(&mut tx, outcome.work, outcome.fence).await?,
+        };
+        if let Some(before) = before
             && !fault::fence_is_ignored()
         {
-            return if before == (word(&outcome.ending).to_owned(), ended_at(outcome), outcome.worker.clone()) {
-                Ok(Recorded::Before)
-            } else {
-                Err(stale())
+            let this = EndedFence {
+                outcome: word(&outcome.ending).to_owned(),
+                at: ended_at(outcome),
+                worker: outcome.worker.clone(),
             };
+            return if before == this { Ok(Recorded::Before) } else { Err(stale()) };
         }
         // A database that was restored gives a fence again, to somebody else.
         let is_his = row.claimed_by.as_ref().is_none_or(|name| *name == outcome.worker);
         if (row.fence != outcome.fence || !is_his || row.status.is_over()) && !fault::fence_is_ignored() {
             return Err(stale());
         }
-        let now = now(&mut tx).await?;
+        let now = row.read_at;
         let next = decide(&mut tx, &row, outcome, now, random, self.retry_percent).await?;
         for evidence in &outcome.evidence {
             record(&mut tx, &row, outcome, evidence).await?;
@@ -167,21 +172,6 @@ const fn word(ending: &Ending) -> &'static str {
 /// A worker's clock may be set while it works; a row's end is not before its beginning.
 fn ended_at(outcome: &AttemptOutcome) -> i64 {
     outcome.ended_at.max(outcome.started_at).micros()
-}
-
-async fn now(tx: &mut Tx) -> Result<Timestamp, StoreError> {
-    let row = tx.row("SELECT now_us() AS now", args![]).await?;
-    row.ok_or_else(|| StoreError::Corrupt("no time".into()))?.time("now")
-}
-
-/// How, when and with whom the fence of this outcome ended already, if it has.
-async fn ended(tx: &mut Tx, outcome: &AttemptOutcome) -> Result<Option<(String, i64, String)>, StoreError> {
-    let text = format!(
-        "SELECT outcome, ended_at, worker_name FROM attempt WHERE {} = $1 AND fence = $2",
-        Kind::of(outcome.work).reference()
-    );
-    let row = tx.row(text, args![outcome.work.number(), outcome.fence]).await?;
-    row.map(|row| Ok((row.text("outcome")?, row.int("ended_at")?, row.text("worker_name")?))).transpose()
 }
 
 async fn decide(

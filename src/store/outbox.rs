@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{
     Db, Store, StoreError,
+    many::{list, with_ids},
     sql::{Row, Tx, args},
     work::Kind,
     workers::micros,
@@ -67,12 +68,12 @@ impl OutboxBatch {
             Some(tx) => tx,
             None => self.store.write().await?,
         };
-        for id in &self.sent {
-            tx.execute(
-                "UPDATE outbox SET sent_at = now_us(), last_error = NULL WHERE id = $1 AND sent_at IS NULL",
-                args![*id],
-            )
-            .await?;
+        if !self.sent.is_empty() {
+            let text = format!(
+                "UPDATE outbox SET sent_at = now_us(), last_error = NULL WHERE id IN ({}) AND sent_at IS NULL",
+                list(1, self.sent.len())
+            );
+            tx.execute(text, &with_ids(&[], self.sent.iter().copied())).await?;
         }
         for (id, error) in &self.failed {
             tx.execute(

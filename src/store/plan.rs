@@ -9,7 +9,7 @@
 //! second manager does not see the requests while the first one holds them, and afterwards they are not unplanned any
 //! more; were it otherwise, `data_transfer_live` and the rule that a request goes into a bundle once refuse its copy.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     Store, StoreError,
@@ -26,7 +26,7 @@ use crate::model::{
 /// Most groups of one look. There are as many as pairs of locations between which something waits.
 const GROUPS: u32 = 10_000;
 /// Most bundles of one transaction.
-const BUNDLES_AT_ONCE: usize = 16;
+const BUNDLES_AT_ONCE: usize = 64;
 /// Requests whose obstacle is kept up to date where a whole group has no way.
 const SHOWN: usize = 64;
 
@@ -212,7 +212,8 @@ impl Store {
         let mut placed = Placed::default();
         // Kept aside until the commit: a rolled-back plan reserves nothing.
         let mut view = network.clone();
-        while placed.bundles < left.min(BUNDLES_AT_ONCE) {
+        let mut bundles = Vec::new();
+        while bundles.len() < left.min(BUNDLES_AT_ONCE) {
             let count = match limits.bundle.cut(&candidates(&rest), !is_whole && !rest.is_empty(), now) {
                 Cut::Take(count) => count,
                 Cut::Wait(until) => {
@@ -222,19 +223,18 @@ impl Store {
                 }
                 Cut::Nobody => {
                     // A whole look that placed nothing is enough for this time.
-                    placed.is_done = is_whole || placed.bundles == 0;
+                    placed.is_done = is_whole || bundles.is_empty();
                     break;
                 }
             };
             match place(&mut tx, group, &view, &rest[..count]).await? {
                 Ok((taken, hops)) => {
                     let others = rest.split_off(taken);
-                    let bytes = sum(&rest);
-                    let made = write_bundle(&mut tx, group, &rest, &hops, actor).await?;
-                    view.reserve(&hops, bytes);
+                    view.reserve(&hops, sum(&rest));
                     placed.bundles += 1;
-                    placed.transfers += made;
+                    placed.transfers += hops.len();
                     placed.packages += taken;
+                    bundles.push(Bundle { members: rest, hops });
                     rest = others;
                 }
                 Err(obstacle) => {
@@ -242,6 +242,9 @@ impl Store {
                     placed.obstacle = Some(obstacle);
                 }
             }
+        }
+        if !bundles.is_empty() {
+            write_bundles(&mut tx, group, &bundles, actor).await?;
         }
         tx.commit().await?;
         if placed.transfers > 0 {
@@ -406,33 +409,57 @@ async fn set_aside(
     Ok(others)
 }
 
-/// Writes a bundle with all its hops. Returns how many hops there are.
-async fn write_bundle(
-    tx: &mut Tx,
-    group: &Group,
-    members: &[Waiting],
-    hops: &[Hop],
-    actor: &str,
-) -> Result<usize, StoreError> {
-    let bytes = sum(members);
-    let count = i64::try_from(members.len()).unwrap_or(i64::MAX);
-    let text = "INSERT INTO data_transfer_package (origin_location_id, size_bytes, package_count, created_by)
-        VALUES ($1, $2, $3, $4) RETURNING id";
-    let row = tx.row(text, &[group.origin.into(), Value::size(bytes)?, count.into(), actor.into()]).await?;
-    let bundle = BundleId::new(row.ok_or_else(|| StoreError::Corrupt("no bundle".into()))?.int("id")?);
+/// What goes together, and its way.
+#[derive(Debug)]
+struct Bundle {
+    members: Vec<Waiting>,
+    hops: Vec<Hop>,
+}
+
+/// Writes bundles with all their hops: a few statements, however many they are.
+async fn write_bundles(tx: &mut Tx, group: &Group, bundles: &[Bundle], actor: &str) -> Result<(), StoreError> {
+    let mut args = args![group.origin, actor].to_vec();
+    for bundle in bundles {
+        args.push(Value::size(sum(&bundle.members))?);
+        args.push(i64::try_from(bundle.members.len()).unwrap_or(i64::MAX).into());
+    }
+    let values: Vec<_> = (0..bundles.len()).map(|n| format!("($1, ${}, ${}, $2)", 3 + 2 * n, 4 + 2 * n)).collect();
     let text = format!(
-        "UPDATE transfer_request SET data_transfer_package_id = $1, planned_at = now_us(), obstacle = NULL
-        WHERE id IN ({}) AND {UNPLANNED}",
-        list(2, members.len())
+        "INSERT INTO data_transfer_package (origin_location_id, size_bytes, package_count, created_by)
+        VALUES {} RETURNING id, size_bytes, package_count",
+        values.join(", ")
     );
-    let taken = tx.execute(text, &with_ids(args![bundle], members.iter().map(|w| w.request))).await?;
-    if taken != u64::try_from(members.len()).unwrap_or(u64::MAX) {
+    // In whatever order they come back: those of one size and count are alike.
+    let mut made: BTreeMap<(u64, u64), Vec<BundleId>> = BTreeMap::new();
+    for row in tx.rows(text, &args).await? {
+        let like = (row.size("size_bytes")?, row.size("package_count")?);
+        made.entry(like).or_default().push(BundleId::new(row.int("id")?));
+    }
+    let mut chains = Vec::with_capacity(bundles.len());
+    let mut pairs = Vec::new();
+    for bundle in bundles {
+        let bytes = sum(&bundle.members);
+        let like = (bytes, u64::try_from(bundle.members.len()).unwrap_or(u64::MAX));
+        let number = made.get_mut(&like).and_then(Vec::pop).ok_or_else(|| StoreError::Corrupt("no bundle".into()))?;
+        pairs.extend(bundle.members.iter().map(|one| (one.request, number)));
+        let chain = Chain { bundle: number, hop: 1, waits_for: None, priority: group.priority, bytes };
+        chains.push((chain, bundle.hops.as_slice()));
+    }
+    let values: Vec<_> = (0..pairs.len()).map(|n| format!("(${}, ${})", 1 + 2 * n, 2 + 2 * n)).collect();
+    let text = format!(
+        "WITH v (request, bundle) AS (VALUES {})
+        UPDATE transfer_request SET data_transfer_package_id = v.bundle, planned_at = now_us(), obstacle = NULL
+        FROM v WHERE id = v.request AND {UNPLANNED}",
+        values.join(", ")
+    );
+    let args: Vec<Value> =
+        pairs.iter().flat_map(|&(request, bundle)| [Value::from(request), Value::from(bundle)]).collect();
+    if tx.execute(text, &args).await? != u64::try_from(pairs.len()).unwrap_or(u64::MAX) {
         return Err(StoreError::Conflict("another manager planned some of these requests".into()));
     }
-    let chain = Chain { bundle, hop: 1, waits_for: None, priority: group.priority, bytes };
-    let made = insert_hops(tx, &chain, hops, actor, "planned").await?;
-    begin_packages(tx, members.iter().map(|w| w.package), actor, "planned").await?;
-    Ok(made.len())
+    insert_chains(tx, &chains, actor, "planned").await?;
+    let packages: Vec<_> = bundles.iter().flat_map(|b| &b.members).map(|one| one.package).collect();
+    begin_packages(tx, packages, actor, "planned").await
 }
 
 /// Where hops are added to a bundle.
@@ -454,50 +481,71 @@ pub(super) async fn insert_hops(
     hops: &[Hop],
     actor: &str,
     reason: &str,
-) -> Result<Vec<TransferId>, StoreError> {
-    let mut made = Vec::new();
-    let mut waits_for = chain.waits_for;
-    for (number, hop) in (chain.hop..).zip(hops) {
-        let text = "INSERT INTO data_transfer (data_transfer_package_id, route_id, relay_route_id, origin_location_id,
+) -> Result<(), StoreError> {
+    insert_chains(tx, &[(*chain, hops)], actor, reason).await
+}
+
+/// The same for several bundles: one statement for the first hop of all of them, one for the second, and so on.
+async fn insert_chains(tx: &mut Tx, chains: &[(Chain, &[Hop])], actor: &str, reason: &str) -> Result<(), StoreError> {
+    const COLUMNS: usize = 10;
+    let mut before: BTreeMap<BundleId, TransferId> = BTreeMap::new();
+    let longest = chains.iter().map(|(_, hops)| hops.len()).max().unwrap_or_default();
+    for place in 0..longest {
+        let mut args = args![place == 0, actor, reason].to_vec();
+        let mut values = Vec::new();
+        for (chain, hops) in chains {
+            let Some(hop) = hops.get(place) else { continue };
+            let waits_for = if place == 0 { chain.waits_for } else { before.get(&chain.bundle).copied() };
+            let at = |n: usize| args.len() + n;
+            values.push(format!(
+                "(${}, ${}, ${}, ${}, ${}, ${}, ${}, ${}, $1, ${}, ${}, $2, $3)",
+                at(1),
+                at(2),
+                at(3),
+                at(4),
+                at(5),
+                at(6),
+                at(7),
+                at(8),
+                at(9),
+                at(COLUMNS)
+            ));
+            args.extend([
+                chain.bundle.into(),
+                hop.route.into(),
+                hop.relay.into(),
+                hop.origin.into(),
+                hop.destination.into(),
+                hop.queue.into(),
+                (chain.hop + i64::try_from(place).unwrap_or(i64::MAX)).into(),
+                waits_for.into(),
+                chain.priority.into(),
+                Value::size(chain.bytes)?,
+            ]);
+        }
+        let text = format!(
+            "INSERT INTO data_transfer (data_transfer_package_id, route_id, relay_route_id, origin_location_id,
                 destination_location_id, queue_location_id, hop, waits_for, ready, priority, bytes_total, changed_by,
                 change_reason)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING id";
-        let row = tx
-            .row(
-                text,
-                &[
-                    chain.bundle.into(),
-                    hop.route.into(),
-                    hop.relay.into(),
-                    hop.origin.into(),
-                    hop.destination.into(),
-                    hop.queue.into(),
-                    number.into(),
-                    waits_for.into(),
-                    made.is_empty().into(),
-                    chain.priority.into(),
-                    Value::size(chain.bytes)?,
-                    actor.into(),
-                    reason.into(),
-                ],
-            )
-            .await?;
-        let id = TransferId::new(row.ok_or_else(|| StoreError::Corrupt("no transfer".into()))?.int("id")?);
-        made.push(id);
-        waits_for = Some(id);
+            VALUES {} RETURNING id, data_transfer_package_id",
+            values.join(", ")
+        );
+        for row in tx.rows(text, &args).await? {
+            let bundle = BundleId::new(row.int("data_transfer_package_id")?);
+            before.insert(bundle, TransferId::new(row.int("id")?));
+        }
     }
-    Ok(made)
+    Ok(())
 }
 
 /// Work for packages exists now.
 pub(super) async fn begin_packages(
     tx: &mut Tx,
-    packages: impl Iterator<Item = i64>,
+    mut packages: Vec<i64>,
     actor: &str,
     reason: &str,
 ) -> Result<(), StoreError> {
     // Always in this order, so that two managers never hold what the other one wants.
-    let mut packages: Vec<_> = packages.collect();
     packages.sort_unstable();
     let names = list(3, packages.len());
     let lock = locked(tx);

@@ -18,6 +18,7 @@ pub(super) const SCHEMA: &str = "ccat_xfer";
 /// Shorter than a statement may take, so that its error is the one that is told.
 const ACQUIRE: Duration = Duration::from_secs(10);
 const CONNECTIONS: u32 = 8;
+const STATEMENTS: usize = 500;
 /// For a connection whose statement was given up, before it is given up too.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
@@ -25,6 +26,8 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 pub(super) async fn open(url: &str) -> Result<PgPool, StoreError> {
     let options = options(url)?;
     let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE);
+    // Each connection gives a sign of life when it comes back. One that died since costs an error, and a retry.
+    let pool = pool.test_before_acquire(false);
     // The pool asks each connection that comes back for a sign of life, and has no limit of its own for that.
     let pool = pool.after_release(|connection, _| {
         Box::pin(async move {
@@ -63,7 +66,14 @@ fn options(url: &str) -> Result<PgConnectOptions, StoreError> {
             }
         }
     };
+    // Texts differ with the length of their lists.
+    let options = options.statement_cache_capacity(STATEMENTS);
     Ok(options.application_name("ccat-xfer").options([
+        // Every statement is meant to walk an index. A young table has no statistics, and would be read whole.
+        ("enable_seqscan", "off"),
+        // Statements come again and again with the same plan, and none is worth compiling.
+        ("plan_cache_mode", "force_generic_plan"),
+        ("jit", "off"),
         ("search_path", SCHEMA),
         // As long as anybody here waits for an answer; what goes on longer only holds locks.
         ("statement_timeout", "12s"),

@@ -20,6 +20,7 @@ macro_rules! steps {
             Step { version: 1, name: "control_plane", text: step!($folder, "0001_control_plane") },
             Step { version: 2, name: "leases", text: step!($folder, "0002_leases") },
             Step { version: 3, name: "proofs", text: step!($folder, "0003_proofs") },
+            Step { version: 4, name: "spool", text: step!($folder, "0004_spool") },
         ]
     };
 }

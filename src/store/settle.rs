@@ -4,6 +4,8 @@
 //! are not stand in an index of their own, so a look costs nothing for those that were settled before. Two managers do
 //! not settle a row twice: each skips what the other one holds.
 
+use std::collections::BTreeMap;
+
 use super::{
     Store, StoreError,
     many::{Alias, list, locked, skip_locked, with_ids},
@@ -15,8 +17,8 @@ use super::{
     work::Kind as WorkKind,
 };
 use crate::model::{
-    BundleId, Destination, Errand, ErrorClass, Hop, LocationId, Network, PackageMove, PackageState, PackageWork,
-    Policy, Status, TransferId,
+    BundleId, Destination, Errand, ErrorClass, Hop, LocationId, Network, PackageState, PackageWork, Policy, Status,
+    TransferId,
 };
 
 /// What one look did.
@@ -52,6 +54,9 @@ struct Ended {
     text: Option<String>,
     cancelled: bool,
 }
+
+/// Bundles whose members are read at once.
+const BUNDLES_AT_ONCE: usize = 64;
 
 const ENDED: &str = "t.id, t.data_transfer_package_id, t.hop, t.waits_for, t.origin_location_id,
     t.destination_location_id, t.priority, t.bytes_total, t.status, t.error_class, t.error_text, t.cancel_requested";
@@ -128,15 +133,20 @@ impl Store {
                 );
                 let ends = ended(&mut tx, text, ids).await?;
                 let mut network = network(&mut tx).await?;
-                for end in &ends {
-                    held.push(end.id.number());
-                    let members = members(&mut tx, end.bundle).await?;
-                    if end.status == Status::Completed {
-                        done.requests += go_on(&mut tx, &network, end, &members, actor).await?;
-                    } else if fail_over(&mut tx, &mut network, end, actor).await? {
-                        done.failovers += 1;
+                for some in ends.chunks(BUNDLES_AT_ONCE) {
+                    let numbers: Vec<_> = some.iter().map(|end| end.bundle).collect();
+                    let mut bundles = members_of(&mut tx, &numbers).await?;
+                    for end in some {
+                        held.push(end.id.number());
+                        // A package that nobody archives goes no further than its own transfers.
+                        let members = bundles.remove(&end.bundle).unwrap_or_default();
+                        if end.status != Status::Completed {
+                            done.failovers += usize::from(fail_over(&mut tx, &mut network, end, actor).await?);
+                        } else if members.is_for_archives {
+                            done.requests += go_on(&mut tx, &network, end, actor).await?;
+                        }
+                        packages.extend(members.packages);
                     }
-                    packages.extend(members);
                 }
             }
         }
@@ -232,10 +242,29 @@ async fn ended(tx: &mut Tx, text: String, ids: &[i64]) -> Result<Vec<Ended>, Sto
     Ok(ends)
 }
 
-/// The packages of a bundle.
-async fn members(tx: &mut Tx, bundle: BundleId) -> Result<Vec<i64>, StoreError> {
-    let text = "SELECT package_id FROM transfer_request WHERE data_transfer_package_id = $1 ORDER BY package_id";
-    tx.rows(text, args![bundle]).await?.iter().map(|row| row.int("package_id")).collect()
+/// What is in a bundle.
+#[derive(Debug, Default)]
+struct Members {
+    packages: Vec<i64>,
+    /// Whether any of them shall be archived.
+    is_for_archives: bool,
+}
+
+async fn members_of(tx: &mut Tx, bundles: &[BundleId]) -> Result<BTreeMap<BundleId, Members>, StoreError> {
+    let text = format!(
+        "SELECT r.data_transfer_package_id AS bundle, r.package_id, p.policy <> $1 AS is_for_archives
+        FROM transfer_request r JOIN raw_data_package p ON p.id = r.package_id
+        WHERE r.data_transfer_package_id IN ({})",
+        list(2, bundles.len())
+    );
+    let args = with_ids(args![Policy::TransferOnly.as_str()], bundles.iter().map(|bundle| bundle.number()));
+    let mut found: BTreeMap<BundleId, Members> = BTreeMap::new();
+    for row in tx.rows(text, &args).await? {
+        let members = found.entry(BundleId::new(row.int("bundle")?)).or_default();
+        members.packages.push(row.int("package_id")?);
+        members.is_for_archives |= row.flag("is_for_archives")?;
+    }
+    Ok(found)
 }
 
 async fn mark_settled(tx: &mut Tx, kind: WorkKind, ids: &[i64]) -> Result<(), StoreError> {
@@ -249,10 +278,10 @@ async fn mark_settled(tx: &mut Tx, kind: WorkKind, ids: &[i64]) -> Result<(), St
 
 /// A bundle arrived. Packages that archives require, here or at other sites, get their requirements, and requests for
 /// the other sites, which start from here. Returns how many requests were made.
-async fn go_on(tx: &mut Tx, network: &Network, end: &Ended, members: &[i64], actor: &str) -> Result<usize, StoreError> {
+async fn go_on(tx: &mut Tx, network: &Network, end: &Ended, actor: &str) -> Result<usize, StoreError> {
     let row = tx.row("SELECT 1 AS one FROM data_transfer WHERE waits_for = $1 LIMIT 1", args![end.id]).await?;
     let Some(site) = network.locations.get(&end.destination).map(|l| l.site) else { return Ok(0) };
-    if row.is_some() || members.is_empty() {
+    if row.is_some() {
         return Ok(0);
     }
     let new = "p.id IN (SELECT package_id FROM transfer_request WHERE data_transfer_package_id = $1)
@@ -384,14 +413,15 @@ async fn replace(
     if let (Some(turn), Some(last)) = (&way.turn, way.hops.last()) {
         turn.take(tx, network, last.destination).await?;
     }
-    let packages = members(tx, end.bundle).await?;
-    begin_packages(tx, packages.into_iter(), actor, &reason).await
+    let members = members_of(tx, &[end.bundle]).await?.remove(&end.bundle).unwrap_or_default();
+    begin_packages(tx, members.packages, actor, &reason).await
 }
 
 /// Brings the states of packages to what their work says. Returns how many changed.
 pub(super) async fn keep_states(tx: &mut Tx, packages: &[i64], actor: &str, reason: &str) -> Result<usize, StoreError> {
     let mut changed = 0;
     for some in packages.chunks(500) {
+        let mut moves: BTreeMap<_, Vec<i64>> = BTreeMap::new();
         let names = list(1, some.len());
         let lock = locked(tx);
         // In this order, so that two managers never hold what the other one wants.
@@ -410,25 +440,22 @@ pub(super) async fn keep_states(tx: &mut Tx, packages: &[i64], actor: &str, reas
                 goes_on: row.flag("goes_on")?,
             };
             if let Some(change) = work.change(state) {
-                changed += set_state(tx, row.int("id")?, state, change, actor, reason).await?;
+                let id = row.int("id")?;
+                let to = state.on(change);
+                let to = to.map_err(|change| StoreError::Illegal { what: format!("package p{id}"), change })?;
+                moves.entry((state.as_str(), to.as_str())).or_default().push(id);
             }
+        }
+        for ((from, to), ids) in moves {
+            let text = format!(
+                "UPDATE raw_data_package SET state = $1, updated_at = now_us(), changed_by = $2, change_reason = $3
+                WHERE state = $4 AND id IN ({})",
+                list(5, ids.len())
+            );
+            changed += count(tx.execute(text, &with_ids(args![to, actor, reason, from], ids)).await?);
         }
     }
     Ok(changed)
-}
-
-async fn set_state(
-    tx: &mut Tx,
-    package: i64,
-    from: PackageState,
-    change: PackageMove,
-    actor: &str,
-    reason: &str,
-) -> Result<usize, StoreError> {
-    let to = from.on(change).map_err(|change| StoreError::Illegal { what: format!("package p{package}"), change })?;
-    let text = "UPDATE raw_data_package SET state = $2, updated_at = now_us(), changed_by = $3, change_reason = $4
-        WHERE id = $1 AND state = $5";
-    Ok(count(tx.execute(text, args![package, to.as_str(), actor, reason, from.as_str()]).await?))
 }
 
 /// [`PackageWork`] of the package `p`. A hop that waits for one that failed does not live, and a failed one counts only

@@ -5,7 +5,7 @@ use super::{
     many::{list, with_ids},
     sql::{Row, Tx, args},
 };
-use crate::model::{ArchiveTransferId, Fence, LocationId, Operation, RouteId, Status, TransferId, Work};
+use crate::model::{ArchiveTransferId, Fence, LocationId, Operation, RouteId, Status, Timestamp, TransferId, Work};
 
 /// The two kinds of work, each in a table of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,8 +103,34 @@ pub(super) struct WorkRow {
     pub(super) origin: LocationId,
     pub(super) destination: LocationId,
     pub(super) queue: LocationId,
-    /// How the present fence ended and when, if it has.
-    pub(super) ended: Option<(String, i64)>,
+    /// How the present fence ended, if it has.
+    pub(super) ended: Option<EndedFence>,
+    /// The database's time when the row was read.
+    pub(super) read_at: Timestamp,
+}
+
+/// What was written of a fence that ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct EndedFence {
+    /// As `attempt.outcome` has it.
+    pub(super) outcome: String,
+    pub(super) at: i64,
+    pub(super) worker: String,
+}
+
+impl EndedFence {
+    /// How a fence of this work ended, if it has.
+    pub(super) async fn of(tx: &mut Tx, work: Work, fence: Fence) -> Result<Option<Self>, StoreError> {
+        let text = format!(
+            "SELECT outcome, ended_at, worker_name FROM attempt WHERE {} = $1 AND fence = $2",
+            Kind::of(work).reference()
+        );
+        let row = tx.row(text, args![work.number(), fence]).await?;
+        row.map(|row| {
+            Ok(Self { outcome: row.text("outcome")?, at: row.int("ended_at")?, worker: row.text("worker_name")? })
+        })
+        .transpose()
+    }
 }
 
 impl WorkRow {
@@ -122,7 +148,7 @@ impl WorkRow {
         let text = format!(
             "SELECT t.id, t.status, t.fence, t.attempt, t.retry_count, t.losses, t.priority, t.bytes_done, \
              t.bytes_total, t.claimed_at, t.claimed_by, t.cancel_requested, {route} AS route_id, t.origin_location_id, \
-             t.destination_location_id, t.queue_location_id FROM {} t WHERE t.id = $1{lock}",
+             t.destination_location_id, t.queue_location_id, now_us() AS read_at FROM {} t WHERE t.id = $1{lock}",
             kind.table()
         );
         let Some(row) = tx.row(text, args![work.number()]).await? else { return Ok(None) };
@@ -131,10 +157,7 @@ impl WorkRow {
             return Ok(Some(found));
         }
         // A statement of its own: one that waited for the lock would look at the time before it.
-        let text = format!("SELECT outcome, ended_at FROM attempt WHERE {} = $1 AND fence = $2", kind.reference());
-        if let Some(row) = tx.row(text, args![work.number(), found.fence]).await? {
-            found.ended = Some((row.text("outcome")?, row.int("ended_at")?));
-        }
+        found.ended = EndedFence::of(tx, work, found.fence).await?;
         Ok(Some(found))
     }
 
@@ -161,6 +184,7 @@ impl WorkRow {
             destination: LocationId::new(row.int("destination_location_id")?),
             queue: LocationId::new(row.int("queue_location_id")?),
             ended: None,
+            read_at: row.time("read_at")?,
         })
     }
 

@@ -8,9 +8,9 @@
 #[cfg(not(feature = "faults"))]
 pub(super) use passing::{around, package_begins};
 #[cfg(feature = "faults")]
-pub(super) use planted::{around, package_begins};
-#[cfg(feature = "faults")]
 pub use planted::{Moment, Plan, Planted};
+#[cfg(feature = "faults")]
+pub(super) use planted::{around, package_begins};
 
 #[cfg(not(feature = "faults"))]
 mod passing {

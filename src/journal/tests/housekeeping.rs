@@ -83,8 +83,10 @@ fn receipts_are_those_of_the_last_attempt_that_ended() {
     jobs.keep_receipts(job, 2, "cologne").unwrap().finish().unwrap();
     assert_eq!(kept(&place, job), Some(("cologne".to_owned(), 2, Vec::new())));
     place.store().finish().unwrap();
-    let mut left: Vec<_> =
-        fs::read_dir(place.at(".ccat-xfer/jobs")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut left: Vec<_> = fs::read_dir(place.at(".ccat-xfer/jobs"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
     left.sort_unstable();
     assert_eq!(left, ["07".repeat(16), format!("{}.receipts", "07".repeat(16))]);
 }

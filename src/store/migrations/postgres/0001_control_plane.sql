@@ -108,8 +108,6 @@ CREATE TABLE worker (
     slots BIGINT NOT NULL CHECK (slots > 0),
     lease_us BIGINT NOT NULL CHECK (lease_us BETWEEN 1000000 AND 3600000000),
     running TEXT NOT NULL DEFAULT '[]' CHECK (jsonb_typeof(running::jsonb) IN ('array', 'object')),
-    -- Outcomes on its own disk that the database has not taken yet.
-    spooled BIGINT NOT NULL DEFAULT 0 CHECK (spooled >= 0),
     started_at BIGINT NOT NULL DEFAULT ccat_xfer.now_us(),
     heartbeat_at BIGINT NOT NULL,
     -- The boot whose clock `heartbeat_until` is read from, as with leases.

@@ -103,8 +103,6 @@ CREATE TABLE worker (
     slots INTEGER NOT NULL CHECK (slots > 0),
     lease_us INTEGER NOT NULL CHECK (lease_us BETWEEN 1000000 AND 3600000000),
     running TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(running)),
-    -- Outcomes on its own disk that the database has not taken yet.
-    spooled INTEGER NOT NULL DEFAULT 0 CHECK (spooled >= 0),
     started_at INTEGER NOT NULL DEFAULT (CAST(unixepoch('subsec') * 1000000 AS INTEGER)),
     heartbeat_at INTEGER NOT NULL,
     -- The boot whose clock `heartbeat_until` is read from, as with leases.
