@@ -200,6 +200,8 @@ pub(crate) async fn rows_are_found_by_what_people_know_of_them(bed: &Bed) {
     };
     let all = WorkFilter::default;
     assert_eq!(works(WorkFilter { site: Some(us), ..all() }).await, [there, back]);
+    let ccat = store.site_id("ccat").await.expect("a site");
+    assert_eq!(works(WorkFilter { site: Some(ccat), ..all() }).await, [there]);
     assert_eq!(works(WorkFilter { location: Some(second), ..all() }).await, [back]);
     assert_eq!(works(WorkFilter { site: Some(us), route: Some(route), ..all() }).await, [there]);
     assert!(
@@ -207,6 +209,7 @@ pub(crate) async fn rows_are_found_by_what_people_know_of_them(bed: &Bed) {
     );
     let all = PackageFilter::default;
     assert_eq!(names(PackageFilter { site: Some(us), ..all() }).await, "a b");
+    assert_eq!(names(PackageFilter { site: Some(ccat), ..all() }).await, "a c");
     assert_eq!(names(PackageFilter { location: special.ok(), ..all() }).await, "c");
     assert_eq!(names(PackageFilter { location: Some(second), ..all() }).await, "b");
     assert_eq!(names(PackageFilter { route: Some(route), ..all() }).await, "a");
