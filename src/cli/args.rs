@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueHint};
 
 #[cfg(feature = "control")]
 use super::{control, demo::Link};
@@ -326,7 +326,7 @@ pub(super) struct Demo {
     #[arg(long, value_name = "RTT[,LOSS%][,RATE]")]
     pub(super) link: Option<Link>,
     /// Remove the demo's files at the end.
-    #[arg(long, action = ArgAction::SetTrue)]
+    #[arg(long)]
     pub(super) rm: bool,
 }
 
