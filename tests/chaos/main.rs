@@ -146,6 +146,10 @@ fn chaos(backend: Backend) {
         assert!(rounds < 100, "it fails again and again");
     };
     assert_arrived(&world, &names);
+    // Neither look is blind: by another draw, or if managers were not allowed to, this very history is wrong.
+    let other = Plan::parse(&format!("30%,{}", rng.next())).expect("a plan");
+    let wrong = |id: i64, attempt: u64| other.draw(Work::Transfer(TransferId::new(id)), attempt).map(|p| p.class);
+    assert!(!strays(&last, &wrong).is_empty() && !violations(&world, &BTreeSet::new()).is_empty());
     monkey.end();
     let attempts: Vec<_> = last.iter().flat_map(|s| &s.attempts).collect();
     let of = |outcome: &str| attempts.iter().filter(|a| a.outcome == outcome).count();
