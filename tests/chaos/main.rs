@@ -40,7 +40,7 @@ fn make_packages(world: &World, packages: u64, rng: &mut Rng) -> Vec<String> {
         let path = world.origin().join(&name);
         fs::create_dir_all(path.parent().expect("a folder")).expect("make a folder");
         match n % 4 {
-            0 | 2 => write_file(&path, (1 << 20) + rng.below(2 << 20), rng),
+            0 | 2 => write_file(&path, (2 << 20) + rng.below(3 << 20), rng),
             1 => {
                 fs::create_dir_all(path.join("sub/empty")).expect("make folders");
                 for file in 0..1 + rng.below(8) {
@@ -109,7 +109,8 @@ fn chaos(backend: Backend) {
     let (dialer, queue) = *rng.pick(&[("origin", "ccat"), ("destination", "cologne")]);
     let terms = Terms {
         dialer,
-        rate: Some("1M"),
+        // The first 2 s of it come at once, so that the larger ones take some seconds.
+        rate: Some("400K"),
         worker: "slots = 2\nlease = \"3s\"\nretry_percent = 2\nreconnect_timeout = \"5s\"\n",
         manager: "bundle_packages = 1\nbundle_age = \"0s\"",
         ..Terms::default()
