@@ -132,7 +132,7 @@ impl World {
             trust(&scene, &identity, &worker, "worker");
             let root = scene.folder(site);
             let settings = format!(
-                "[serve]\nlisten = \"127.0.0.1\"\nport = {port}\nidentity = \"{identity}\"\nsandbox = false\n\
+                "identity = \"{identity}\"\n[serve]\nlisten = \"127.0.0.1\"\nport = {port}\nsandbox = false\n\
                  [[serve.location]]\nname = \"{site}_buffer\"\npath = \"{root}\"\n\
                  [[serve.location.right]]\npeer = \"worker\"\nmay = [\"list\", \"read\", \"create\"]\n",
                 identity = identity.display(),

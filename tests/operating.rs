@@ -44,7 +44,7 @@ impl World {
             make_identity(&world.scene, &key, site);
             trust(&world.scene, &key, &worker, "worker");
             let settings = format!(
-                "[serve]\nlisten = \"127.0.0.1\"\nport = {port}\nidentity = \"{}\"\nsandbox = false\n\
+                "identity = \"{}\"\n[serve]\nlisten = \"127.0.0.1\"\nport = {port}\nsandbox = false\n\
                  [[serve.location]]\nname = \"{site}_buffer\"\npath = \"{}\"\n\
                  [[serve.location.right]]\npeer = \"worker\"\nmay = [\"list\", \"read\", \"create\"]\n",
                 key.display(),

@@ -358,7 +358,7 @@ The settings file (--config, else config.toml in ~/.config/ccat-xfer) needs at l
     peer = \"chile\"                        # the name given to `cert trust`
     may = [\"create\"]                      # of list, read, create, overwrite
 
-and may have, in the table [serve], with these defaults: listen = \"::\", port = 8422, identity = (that of the user), \
+and may have, in the table [serve], with these defaults: listen = \"::\", port = 8422, \
 max_sessions = 64, max_sessions_per_peer = 16, max_links_per_session = 16, memory_per_session = 67108864, rate_limit = \
 (bytes per second to one peer; none), sandbox = true. Before it starts, `cert new` makes its identity and `cert trust` \
 names its peers. Changed files of keys, peers and rights are read again by themselves. Logs go to stderr.";

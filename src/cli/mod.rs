@@ -114,7 +114,7 @@ fn dispatch(cli: Cli, engine: &dyn Engine) -> Exit {
         Some(Command::Recv(args)) => copy::copy(spec::Verb::Recv, &args, &settings, engine, &screen),
         Some(Command::Serve) => match layers.file {
             // Before the runtime has threads: they inherit the confinement.
-            Some(file) => match endpoint::prepare(&file, need_identity(&settings).ok()) {
+            Some(file) => match need_identity(&settings).and_then(|folder| endpoint::prepare(&file, folder)) {
                 Ok(prepared) => service(&screen, |cancel| engine.serve(prepared, cancel)),
                 Err(error) => fail(&screen, false, &error),
             },

@@ -275,13 +275,9 @@ pub struct Prepared {
 ///
 /// # Errors
 /// Usage: the settings. Identity: no key, or nobody trusted.
-pub fn prepare(file: &Path, identity_folder: Option<&Path>) -> Result<Prepared, JobError> {
+pub fn prepare(file: &Path, identity_folder: &Path) -> Result<Prepared, JobError> {
     let settings = Settings::load(file).map_err(|e| JobError::new(FailureClass::Usage, e.to_string()))?;
-    let folder =
-        settings.identity.as_deref().or(identity_folder).ok_or_else(|| {
-            JobError::new(FailureClass::Usage, "no identity folder: set identity in [serve], or HOME")
-        })?;
-    let keyring = Keyring::new(folder);
+    let keyring = Keyring::new(identity_folder);
     // Found wanting now, while the message still reaches a terminal.
     keyring
         .identity()
@@ -289,7 +285,7 @@ pub fn prepare(file: &Path, identity_folder: Option<&Path>) -> Result<Prepared, 
         .map_err(|e| JobError::new(FailureClass::Identity, e.to_string()))?;
     Locations::open(&settings)?;
     let confined = if settings.sandbox {
-        super::sandbox::confine(&settings, folder, file).map_err(|e| e.to_string())
+        super::sandbox::confine(&settings, identity_folder, file).map_err(|e| e.to_string())
     } else {
         Err("serve.sandbox = false".to_owned())
     };

@@ -19,9 +19,6 @@ pub struct Settings {
     /// UDP and TCP port. Default 8422.
     #[serde(default = "default_port")]
     pub port: u16,
-    /// Identity folder. Default: that of the user.
-    #[serde(default)]
-    pub identity: Option<PathBuf>,
     /// Sessions at once. Default 64.
     #[serde(default = "default_sessions")]
     pub max_sessions: usize,
@@ -137,7 +134,6 @@ impl Settings {
         Self {
             listen: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
             port: 0,
-            identity: None,
             max_sessions: default_sessions(),
             max_sessions_per_peer: default_peer_sessions(),
             max_links_per_session: default_links(),

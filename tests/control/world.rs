@@ -341,7 +341,7 @@ fn sites(scene: &Scene, worker: &Path, terms: &Terms<'_>) -> (Vec<Running>, Stri
         let root = scene.folder(site);
         if terms.endpoints {
             let settings = format!(
-                "[serve]\nlisten = \"127.0.0.1\"\nport = {port}\nidentity = \"{identity}\"\nsandbox = false\n\
+                "identity = \"{identity}\"\n[serve]\nlisten = \"127.0.0.1\"\nport = {port}\nsandbox = false\n\
                  [[serve.location]]\nname = \"{site}_buffer\"\npath = \"{root}\"\n\
                  [[serve.location.right]]\npeer = \"worker\"\nmay = [\"list\", \"read\", \"create\"]\n",
                 identity = identity.display(),

@@ -60,7 +60,7 @@ impl Endpoint {
         let port = free_port();
         let rights: Vec<String> = rights.iter().map(|r| format!("\"{r}\"")).collect();
         let settings = format!(
-            "[serve]\nlisten = \"{host}\"\nport = {port}\nidentity = \"{server}\"\n{serve}\n[[serve.location]]\nname = \"data\"\npath = \"{root}\"\n\n\
+            "identity = \"{server}\"\n[serve]\nlisten = \"{host}\"\nport = {port}\n{serve}\n[[serve.location]]\nname = \"data\"\npath = \"{root}\"\n\n\
              [[serve.location.right]]\npeer = \"client\"\nmay = [{rights}]\n{location}",
             server = folder.join("server").display(),
             root = root.display(),

@@ -154,7 +154,7 @@ pub(in crate::cli) async fn together(
 }
 
 async fn bind(settings: endpoint::Settings, folder: PathBuf) -> Result<Arc<Endpoint>, JobError> {
-    let keyring = Keyring::new(settings.identity.clone().unwrap_or(folder));
+    let keyring = Keyring::new(folder);
     let wrong = |e: endpoint::keyring::KeyringError| JobError::new(FailureClass::Identity, e.to_string());
     let (identity, policy) = (keyring.identity().map_err(wrong)?, keyring.policy().map_err(wrong)?);
     Endpoint::bind(settings, identity, policy).await
