@@ -83,7 +83,8 @@ name = "there"
 from = "ccat"
 to = "cologne"
 "#;
-/// Attempts of the worker at once.
+/// Workers, and attempts of each at once.
+const WORKERS: usize = 2;
 const SLOTS: u32 = 16;
 /// Packages of one registration.
 const BATCH: u64 = 500;
@@ -171,29 +172,32 @@ impl World {
             manager::run(config, store.clone(), Some(broker), &Health::new(), &Metrics::new(), &tasks_gate).await;
             store.close().await;
         });
-        let place = worker::Place { root: self.scene.path().to_owned(), slots: None };
-        let config = worker::Config {
-            name: "bench".to_owned(),
-            host: "bench".to_owned(),
-            slots: SLOTS,
-            lease: Duration::from_secs(10),
-            renew_every: Duration::from_secs(3),
-            poll: Duration::from_secs(2),
-            drain_limit: Duration::from_secs(10),
-            spool: self.scene.folder("spool"),
-            places: BTreeMap::from([("ccat_buffer".to_owned(), place)]),
-            options: Options::default(),
-        };
-        // In one process what the broker of that process says is heard.
-        let (store, broker, tasks_gate) = (self.connect().await, Arc::clone(&self.broker), gate.clone());
-        let working = tokio::spawn(async move {
-            let ended =
-                worker::run(config, runner, store.clone(), Some(broker), &Health::new(), &Metrics::new(), &tasks_gate)
-                    .await;
-            ended.expect("the worker ends well");
-            store.close().await;
-        });
-        Daemons { gate, tasks: [managing, working] }
+        let mut tasks = vec![managing];
+        for n in 0..WORKERS {
+            let place = worker::Place { root: self.scene.path().to_owned(), slots: None };
+            let config = worker::Config {
+                name: format!("bench{n}"),
+                host: "bench".to_owned(),
+                slots: SLOTS,
+                lease: Duration::from_secs(10),
+                renew_every: Duration::from_secs(3),
+                poll: Duration::from_secs(2),
+                drain_limit: Duration::from_secs(10),
+                spool: self.scene.folder(&format!("spool{n}")),
+                places: BTreeMap::from([("ccat_buffer".to_owned(), place)]),
+                options: Options::default(),
+            };
+            let (store, broker, runner) = (self.connect().await, Arc::clone(&self.broker), Arc::clone(&runner));
+            let tasks_gate = gate.clone();
+            tasks.push(tokio::spawn(async move {
+                let (health, metrics) = (Health::new(), Metrics::new());
+                let ended =
+                    worker::run(config, runner, store.clone(), Some(broker), &health, &metrics, &tasks_gate).await;
+                ended.expect("the worker ends well");
+                store.close().await;
+            }));
+        }
+        Daemons { gate, tasks }
     }
 
     /// On SQLite all tasks of a process share one store, as `up` has it.
@@ -217,7 +221,7 @@ impl World {
 
 struct Daemons {
     gate: Gate,
-    tasks: [tokio::task::JoinHandle<()>; 2],
+    tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Daemons {

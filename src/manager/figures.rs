@@ -34,6 +34,7 @@ struct TurnLabels {
 pub(super) enum Task {
     Intake,
     Planner,
+    Settler,
     Sweeper,
     Relay,
     Outbox,
@@ -45,6 +46,7 @@ impl Task {
         match self {
             Self::Intake => "intake",
             Self::Planner => "planner",
+            Self::Settler => "settler",
             Self::Sweeper => "sweeper",
             Self::Relay => "relay",
             Self::Outbox => "outbox",
@@ -107,9 +109,12 @@ impl Figures {
         self.intake.get_or_create(&IntakeLabels { decision }).inc();
     }
 
-    pub(super) fn count_plan(&self, settled: &Settled, planned: &Planned, scheduled: &Scheduled) {
+    pub(super) fn count_settle(&self, settled: &Settled) {
         add(&self.ends, settled.ends);
         add(&self.failovers, settled.failovers);
+    }
+
+    pub(super) fn count_plan(&self, planned: &Planned, scheduled: &Scheduled) {
         add(&self.bundles, planned.bundles);
         add(&self.transfers, planned.transfers);
         add(&self.packages, planned.packages);

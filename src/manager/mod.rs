@@ -108,6 +108,7 @@ pub async fn run(
         name: format!("manager {}: {}", config.name, task.name()),
         figures: shared.figures.clone(),
         every,
+        least: Duration::ZERO,
         kinds,
         store: shared.store.clone(),
         health: health.clone(),
@@ -125,6 +126,15 @@ pub async fn run(
         move || {
             let shared = Arc::clone(&shared);
             Box::pin(async move { plan(&shared).await })
+        }
+    }));
+    // A turn of its own for many ends at a time: nothing waits for it but the states of packages and further archives.
+    let settler = Daemon { least: SETTLE_LEAST, ..daemon(Task::Settler, config.plan_every, &[Wakeup::Pending]) };
+    loops.push(settler.spawn({
+        let shared = Arc::clone(&shared);
+        move || {
+            let shared = Arc::clone(&shared);
+            Box::pin(async move { settle(&shared).await })
         }
     }));
     loops.push(daemon(Task::Sweeper, config.sweep_every, &[]).spawn({
@@ -181,26 +191,39 @@ async fn intake(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
     })
 }
 
-/// First what ended (it may free room, or ask for another buffer), then new bundles, then offers.
+/// What ended: it may ask for another buffer, or go on to an archive.
+async fn settle(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
+    let settled = shared.store.settle(SETTLE_BATCH, &shared.config.name).await?;
+    shared.figures.count_settle(&settled);
+    if settled.ends + settled.failovers == 0 {
+        return Ok(Turn::Idle);
+    }
+    tracing::debug!(ended = settled.ends, packages = settled.packages, "settled");
+    let more = settled.ends >= usize::try_from(SETTLE_BATCH).unwrap_or(usize::MAX);
+    Ok(if more { Turn::Unfinished } else { Turn::Worked })
+}
+
+/// First new bundles, then offers.
 async fn plan(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
     let (store, name) = (&shared.store, &shared.config.name);
-    let settled = store.settle(SETTLE_BATCH, name).await?;
     let planned = store.plan(&shared.config.limits, name).await?;
     let scheduled = store.schedule(name).await?;
-    shared.figures.count_plan(&settled, &planned, &scheduled);
-    if settled.ends + planned.bundles + scheduled.offered + scheduled.taken_back + scheduled.cancelled == 0 {
+    shared.figures.count_plan(&planned, &scheduled);
+    if planned.bundles + scheduled.offered + scheduled.taken_back + scheduled.cancelled == 0 {
         return Ok(Turn::Idle);
     }
     tracing::debug!(
-        ended = settled.ends,
         bundles = planned.bundles,
         transfers = planned.transfers,
         offered = scheduled.offered,
         taken_back = scheduled.taken_back,
         "planned"
     );
-    let more = planned.is_unfinished || settled.ends >= usize::try_from(SETTLE_BATCH).unwrap_or(usize::MAX);
-    Ok(if more { Turn::Unfinished } else { Turn::Worked })
+    Ok(match scheduled.offered {
+        _ if planned.is_unfinished => Turn::Unfinished,
+        0 => Turn::Worked,
+        _ => Turn::Offered,
+    })
 }
 
 async fn sweep(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
@@ -232,3 +255,5 @@ async fn sweep(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
 const INTAKE_BATCH: u32 = 200;
 /// Ends that are looked at in one turn.
 const SETTLE_BATCH: u32 = 500;
+/// Between two of these turns, so that ends come in numbers.
+const SETTLE_LEAST: Duration = Duration::from_millis(250);

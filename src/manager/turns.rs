@@ -1,4 +1,8 @@
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    time::{Duration, Instant},
+};
 
 use tokio::task::JoinHandle;
 
@@ -18,6 +22,9 @@ pub(super) enum Turn {
     Worked,
     /// A limit was reached; the next turn follows at once.
     Unfinished,
+    /// Workers were offered something, and may soon be through with it. Nobody tells: a commit that notifies waits for
+    /// every other one that does, so completions send nothing.
+    Offered,
 }
 
 /// One turn under way.
@@ -29,6 +36,8 @@ pub(super) struct Daemon {
     pub(super) name: String,
     /// Between turns, unless something of `kinds` happens.
     pub(super) every: Duration,
+    /// Between turns, whatever happens.
+    pub(super) least: Duration,
     pub(super) kinds: &'static [Wakeup],
     pub(super) store: Store,
     pub(super) health: Health,
@@ -45,8 +54,10 @@ impl Daemon {
             let mut wakeups = self.store.wakeups();
             let mut delays = BACKOFF.delays();
             let mut conflicts = 0_u32;
+            let mut look_again = self.every;
             while !self.gate.is_draining() {
                 let next = std::sync::Arc::clone(&turn);
+                let began = Instant::now();
                 let running = supervise(self.name.clone(), async move { next().await });
                 let Some(ended) = self.gate.unless_stopped(running).await else { break };
                 self.figures.count_turn(self.task, counted(&ended));
@@ -58,7 +69,8 @@ impl Daemon {
                             delays.reset();
                         }
                         tell(&pulse, found);
-                        (found != Turn::Unfinished).then_some(self.every)
+                        look_again = if found == Turn::Offered { SOON } else { (look_again * 2).min(self.every) };
+                        (found != Turn::Unfinished).then_some(look_again)
                     }
                     // Another manager did the same just now. One that is always in the way is an error like others.
                     Ok(Err(StoreError::Conflict(_) | StoreError::Duplicate(_))) if conflicts < MANY => {
@@ -81,6 +93,13 @@ impl Daemon {
                 };
                 let Some(rest) = rest else { continue };
                 let failing = delays.failures() > 0;
+                // Where something happens all the time, at least as much time is left to others as a turn takes.
+                let least = self.least.max(began.elapsed().min(LONGEST_PAUSE)).min(rest);
+                tokio::select! {
+                    () = tokio::time::sleep(least) => {}
+                    () = self.gate.draining() => {}
+                }
+                let rest = rest - least;
                 tokio::select! {
                     () = tokio::time::sleep(rest) => {}
                     // A database that fails is not asked the more often the more there is to do.
@@ -96,7 +115,7 @@ impl Daemon {
 fn counted(ended: &Result<Result<Turn, StoreError>, TaskEnd>) -> TurnEnd {
     match ended {
         Ok(Ok(Turn::Idle)) => TurnEnd::Idle,
-        Ok(Ok(Turn::Worked)) => TurnEnd::Worked,
+        Ok(Ok(Turn::Worked | Turn::Offered)) => TurnEnd::Worked,
         Ok(Ok(Turn::Unfinished)) => TurnEnd::Unfinished,
         Ok(Err(StoreError::Conflict(_) | StoreError::Duplicate(_))) => TurnEnd::Conflict,
         Ok(Err(_)) => TurnEnd::Failed,
@@ -107,13 +126,15 @@ fn counted(ended: &Result<Result<Turn, StoreError>, TaskEnd>) -> TurnEnd {
 fn tell(pulse: &Heartbeat, found: Turn) {
     match found {
         Turn::Idle => pulse.found_nothing(),
-        Turn::Worked | Turn::Unfinished => pulse.worked(),
+        Turn::Worked | Turn::Unfinished | Turn::Offered => pulse.worked(),
     }
 }
 
 /// Between looks at a database that is away.
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), limit: Duration::from_secs(5) };
-/// After a transaction that met another one.
+/// Most that a busy loop rests because of its own length.
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+/// After a transaction that met another one, and after an offer; then twice as long each time.
 const SOON: Duration = Duration::from_millis(20);
 /// Conflicts in a row that are only bad luck.
 const MANY: u32 = 20;
@@ -124,7 +145,7 @@ const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Instant};
+    use std::sync::Arc;
 
     use super::*;
 
@@ -138,6 +159,7 @@ mod tests {
             task,
             name: task.name().to_owned(),
             every: Duration::from_millis(5),
+            least: Duration::ZERO,
             kinds: &[],
             store: store.clone(),
             health: health.clone(),
