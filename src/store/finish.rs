@@ -4,10 +4,11 @@
 //! An outcome may come late (it was spooled while the database was away) and twice (a commit's answer was lost). It
 //! counts as long as nobody has claimed the work since; its second copy meets its own `attempt` row.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use super::{
     Store, StoreError, fault,
+    many::list,
     sql::{Tx, Value, args},
     wakeups::Wakeup,
     work::{EndedFence, Kind, WorkRow},
@@ -17,6 +18,9 @@ use crate::model::{
     AttemptOutcome, Breaker, CheckMethod, End, Ending, ErrorClass, Evidence, Fence, LinkNews, LocationId, Move,
     PackageId, RouteId, Status, Timestamp, Work,
 };
+
+/// Records of one statement.
+const RECORDS_AT_ONCE: usize = 100;
 
 /// What became of an outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,8 +86,8 @@ impl Store {
         }
         let now = row.read_at;
         let next = decide(&mut tx, &row, outcome, now, random, self.retry_percent).await?;
-        for evidence in &outcome.evidence {
-            record(&mut tx, &row, outcome, evidence).await?;
+        for some in outcome.evidence.chunks(RECORDS_AT_ONCE) {
+            record(&mut tx, &row, outcome, some).await?;
         }
         if let Ending::Failed { class, .. } = &outcome.ending
             && class.policy().end == End::SourceSuspect
@@ -247,60 +251,68 @@ async fn failures_of(tx: &mut Tx, row: &WorkRow, class: ErrorClass) -> Result<u3
     Ok(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
-/// One `verification_record`, and the copy that it proves or disproves.
-async fn record(tx: &mut Tx, row: &WorkRow, outcome: &AttemptOutcome, e: &Evidence) -> Result<(), StoreError> {
+/// Records and the copies that they prove or disprove. Two statements for all of them: behind a WAN each one costs a round
+/// trip, and a bundle may hold hundreds of packages.
+async fn record(tx: &mut Tx, row: &WorkRow, outcome: &AttemptOutcome, all: &[Evidence]) -> Result<(), StoreError> {
+    let mut args = args![row.work.number(), row.fence].to_vec();
+    let mut values = Vec::with_capacity(all.len());
+    for e in all {
+        values.push(format!("({}, $1, $2)", list(args.len() + 1, 15)));
+        args.extend_from_slice(args![e.package, e.location, e.algorithm.as_str(), e.expected_digest, e.found_digest]);
+        args.push(Value::size(e.expected_size_bytes)?);
+        args.push(Value::size(e.found_size_bytes)?);
+        args.extend_from_slice(args![
+            e.method.as_str(),
+            e.medium.as_str(),
+            Value::Flag(Some(e.cached)),
+            &e.host,
+            &e.version,
+            e.receiver_key.clone(),
+            e.started_at,
+            e.ended_at.max(e.started_at)
+        ]);
+    }
     let text = format!(
-        "INSERT INTO verification_record (package_id, location_id, {}, fence, algorithm, expected_digest, found_digest, \
+        "INSERT INTO verification_record (package_id, location_id, algorithm, expected_digest, found_digest, \
          expected_size_bytes, found_size_bytes, method, medium, cached, host, version, receiver_key, started_at, \
-         ended_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
-        Kind::of(row.work).reference()
+         ended_at, {}, fence) VALUES {}",
+        Kind::of(row.work).reference(),
+        values.join(", ")
     );
-    let mut args = args![
-        e.package,
-        e.location,
-        row.work.number(),
-        row.fence,
-        e.algorithm.as_str(),
-        e.expected_digest,
-        e.found_digest
-    ]
-    .to_vec();
-    args.push(Value::size(e.expected_size_bytes)?);
-    args.push(Value::size(e.found_size_bytes)?);
-    args.extend_from_slice(args![
-        e.method.as_str(),
-        e.medium.as_str(),
-        Value::Flag(Some(e.cached)),
-        &e.host,
-        &e.version,
-        e.receiver_key.clone(),
-        e.started_at,
-        e.ended_at.max(e.started_at)
-    ]);
     tx.execute(text, &args).await?;
+    // One statement may not touch a copy twice.
+    let arrived: BTreeMap<_, _> = all
+        .iter()
+        .filter(|e| e.is_equal() && e.location == row.destination)
+        .map(|e| ((e.package, e.location), e))
+        .collect();
     let by = &outcome.worker;
-    if e.is_equal() && e.location == row.destination {
-        tx.execute(
+    if !arrived.is_empty() {
+        let mut args = args![by].to_vec();
+        let mut values = Vec::with_capacity(arrived.len());
+        for e in arrived.values() {
+            let n = args.len();
+            values.push(format!("({}, 'present', 'verified', $1, ${})", list(n + 1, 4), n + 5));
+            args.extend_from_slice(args![e.package, e.location, e.path.as_slice()]);
+            args.push(Value::size(e.found_size_bytes)?);
+            args.push(format!("{} fence {}: {}", row.work, row.fence, e.method).into());
+        }
+        let text = format!(
             "INSERT INTO physical_copy (package_id, location_id, path, size_bytes, status, verification, changed_by, \
-             change_reason) VALUES ($1, $2, $3, $4, 'present', 'verified', $5, $6) \
+             change_reason) VALUES {} \
              ON CONFLICT (package_id, location_id) DO UPDATE SET path = excluded.path, status = 'present', \
              verification = 'verified', updated_at = now_us(), changed_by = excluded.changed_by, \
              change_reason = excluded.change_reason",
-            &[
-                e.package.into(),
-                e.location.into(),
-                Value::from(e.path.as_slice()),
-                Value::size(e.found_size_bytes)?,
-                by.into(),
-                format!("{} fence {}: {}", row.work, row.fence, e.method).into(),
-            ],
-        )
-        .await?;
+            values.join(", ")
+        );
+        tx.execute(text, &args).await?;
     }
-    // What did not arrive whole was never made visible; only a look at what lies there speaks against a copy.
-    if !e.is_equal() && matches!(e.method, CheckMethod::ReadBack | CheckMethod::Scrub) && e.location == row.destination
-    {
-        doubt(tx, row, by, e.package, e.location, "corrupt", "it was read there, and differs").await?;
+    for e in all {
+        // What did not arrive whole was never made visible; only a look at what lies there speaks against a copy.
+        let is_a_look = matches!(e.method, CheckMethod::ReadBack | CheckMethod::Scrub);
+        if !e.is_equal() && is_a_look && e.location == row.destination {
+            doubt(tx, row, by, e.package, e.location, "corrupt", "it was read there, and differs").await?;
+        }
     }
     Ok(())
 }
