@@ -133,19 +133,21 @@ impl Store {
                 );
                 let ends = ended(&mut tx, text, ids).await?;
                 let mut network = network(&mut tx).await?;
+                let nobody = Members::default();
                 for some in ends.chunks(BUNDLES_AT_ONCE) {
                     let numbers: Vec<_> = some.iter().map(|end| end.bundle).collect();
-                    let mut bundles = members_of(&mut tx, &numbers).await?;
+                    let bundles = members_of(&mut tx, &numbers).await?;
                     for end in some {
                         held.push(end.id.number());
-                        // A package that nobody archives goes no further than its own transfers.
-                        let members = bundles.remove(&end.bundle).unwrap_or_default();
+                        // Both hops of a bundle may end in one look.
+                        let members = bundles.get(&end.bundle).unwrap_or(&nobody);
                         if end.status != Status::Completed {
                             done.failovers += usize::from(fail_over(&mut tx, &mut network, end, actor).await?);
                         } else if members.is_for_archives {
+                            // A package that nobody archives goes no further than its own transfers.
                             done.requests += go_on(&mut tx, &network, end, actor).await?;
                         }
-                        packages.extend(members.packages);
+                        packages.extend_from_slice(&members.packages);
                     }
                 }
             }
