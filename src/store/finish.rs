@@ -50,8 +50,9 @@ impl Store {
     /// Writes how an attempt ended. `random` spreads retries and the breaker's looks, over its whole range.
     ///
     /// # Errors
-    /// [`StoreError::Stale`] when the fence was overtaken or is another worker's, or the work is over: nothing was
-    /// written, and nothing will ever be. [`StoreError::Refused`] when the outcome contradicts the rules, such as `Completed` where a
+    /// [`StoreError::Stale`] when the fence was overtaken, or is another worker's or another claim's (of a database
+    /// that was restored, or of another one), or the work is over: nothing was written, and nothing will ever be.
+    /// [`StoreError::Refused`] when the outcome contradicts the rules, such as `Completed` where a
     /// package has no equal record of this attempt at the destination: to send it again is of no use. Every other
     /// error: try again.
     pub async fn finish(&self, outcome: &AttemptOutcome, random: u32) -> Result<Recorded, StoreError> {
@@ -79,8 +80,10 @@ impl Store {
             };
             return if before == this { Ok(Recorded::Before) } else { Err(stale()) };
         }
-        // A database that was restored gives a fence again, to somebody else.
-        let is_his = row.claimed_by.as_ref().is_none_or(|name| *name == outcome.worker);
+        // A database that was restored gives a fence again, to somebody else or to the same worker at another time; so
+        // does another database whose workers have the same spool.
+        let is_his = row.claimed_by.as_ref().is_none_or(|name| *name == outcome.worker)
+            && row.claimed_at.is_none_or(|at| at == outcome.started_at.micros());
         if (row.fence != outcome.fence || !is_his || row.status.is_over()) && !fault::fence_is_ignored() {
             return Err(stale());
         }

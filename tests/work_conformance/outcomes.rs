@@ -365,7 +365,10 @@ pub(crate) async fn another_workers_outcome_counts_for_nothing(bed: &Bed) {
     let session = enrol(&bed.store, "w", &[QUEUE]).await;
     let held = claim(&bed.store, &session).await.expect("work");
     let before = bed.footprint().await;
-    for forged in [completed(&held, "other"), failed(&held, "other", ErrorClass::Network)] {
+    // Another database, or this one before it was restored, gave the same number to the same worker at another time.
+    let mut elsewhere = completed(&held, "w");
+    elsewhere.started_at = Timestamp::from_micros(held.claimed_at.micros() - 1);
+    for forged in [completed(&held, "other"), failed(&held, "other", ErrorClass::Network), elsewhere] {
         let error = bed.store.finish(&forged, 0).await.expect_err("refused");
         assert!(matches!(error, StoreError::Stale { .. }), "{error}");
     }
