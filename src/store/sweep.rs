@@ -59,6 +59,7 @@ impl Store {
     /// # Errors
     /// The database cannot be written. What an earlier part of the sweep did is kept.
     pub async fn sweep(&self, manager: &str, clock: &LeaseClock, rules: &SweepRules) -> Result<Swept, StoreError> {
+        let clock = &Clock { read: clock, at: Instant::now() };
         let mut swept = Swept::default();
         for kind in Kind::ALL {
             self.sweep_leases(kind, manager, clock, rules, &mut swept).await?;
@@ -75,7 +76,7 @@ impl Store {
         &self,
         kind: Kind,
         manager: &str,
-        clock: &LeaseClock,
+        clock: &Clock<'_>,
         rules: &SweepRules,
         swept: &mut Swept,
     ) -> Result<(), StoreError> {
@@ -93,8 +94,8 @@ impl Store {
     }
 
     /// Work whose lease is over, oldest first. No writer's turn is needed for that, and most sweeps find nothing.
-    async fn lost_leases(&self, kind: Kind, clock: &LeaseClock, most: u32) -> Result<Vec<Lost>, StoreError> {
-        let asked = Instant::now();
+    async fn lost_leases(&self, kind: Kind, clock: &Clock<'_>, most: u32) -> Result<Vec<Lost>, StoreError> {
+        let began_us = clock.steady_us();
         let mut tx = self.read().await?;
         // What runs is as much as there are slots, so that a walk over it is short.
         let by_clock = match self.backend() {
@@ -107,11 +108,11 @@ impl Store {
             kind.table()
         );
         let rows = match self.backend() {
-            Backend::Sqlite => tx.rows(text, args![&clock.boot, clock.now_us]).await?,
+            Backend::Sqlite => tx.rows(text, args![&clock.read.boot, clock.read.now_us]).await?,
             Backend::Postgres => tx.rows(text, args![]).await?,
         };
         drop(tx);
-        let look = look(clock, asked);
+        let look = Look { began_us, ended_us: clock.steady_us() };
         let mut lost = Vec::new();
         let mut watches = self.watches();
         let watch = &mut watches.work[kind.index()];
@@ -163,19 +164,19 @@ impl Store {
         Ok(Some(fate))
     }
 
-    async fn sweep_workers(&self, clock: &LeaseClock, rules: &SweepRules, swept: &mut Swept) -> Result<(), StoreError> {
-        let asked = Instant::now();
+    async fn sweep_workers(&self, clock: &Clock<'_>, rules: &SweepRules, swept: &mut Swept) -> Result<(), StoreError> {
+        let began_us = clock.steady_us();
         let mut tx = self.read().await?;
         let columns = "SELECT id, name, boot_nonce, heartbeats, lease_us FROM worker WHERE state <> 'stopped'";
         let rows = match self.backend() {
             Backend::Sqlite => {
                 let text = format!("{columns} AND (heartbeat_boot <> $1 OR heartbeat_until < $2) ORDER BY id");
-                tx.rows(text, args![&clock.boot, clock.now_us]).await?
+                tx.rows(text, args![&clock.read.boot, clock.read.now_us]).await?
             }
             Backend::Postgres => tx.rows(format!("{columns} ORDER BY id"), args![]).await?,
         };
         drop(tx);
-        let look = look(clock, asked);
+        let look = Look { began_us, ended_us: clock.steady_us() };
         let mut dead = Vec::new();
         let mut seen = BTreeSet::new();
         {
@@ -205,11 +206,17 @@ impl Store {
 
     /// A hint may be lost with the broker, or eaten by a worker that could not claim just then. Two managers may both
     /// write one: it is only a hint.
-    async fn sweep_hints(&self, clock: &LeaseClock, rules: &SweepRules, swept: &mut Swept) -> Result<(), StoreError> {
+    async fn sweep_hints(&self, clock: &Clock<'_>, rules: &SweepRules, swept: &mut Swept) -> Result<(), StoreError> {
         for kind in Kind::ALL {
             let mut tx = self.read().await?;
             let text = hintless_text(kind, matches!(tx, Tx::Sqlite(_)));
-            let args = args![kind.operation().as_str(), micros(rules.hint_age), &clock.boot, clock.now_us, rules.batch];
+            let args = args![
+                kind.operation().as_str(),
+                micros(rules.hint_age),
+                &clock.read.boot,
+                clock.read.now_us,
+                rules.batch
+            ];
             let heads = tx.rows(text, args).await?;
             drop(tx);
             if heads.is_empty() {
@@ -252,9 +259,18 @@ enum Fate {
     Cancelled,
 }
 
-/// A look that began with `clock`, `asked` just after it, and has its answer now.
-fn look(clock: &LeaseClock, asked: Instant) -> Look {
-    Look { began_us: clock.steady_us, ended_us: clock.steady_us.saturating_add(micros(asked.elapsed())) }
+/// A sweep's clock, which goes on while its parts take their time.
+#[derive(Clone, Copy, Debug)]
+struct Clock<'a> {
+    read: &'a LeaseClock,
+    /// When the sweep began, which is when `read` was true.
+    at: Instant,
+}
+
+impl Clock<'_> {
+    fn steady_us(&self) -> i64 {
+        self.read.steady_us.saturating_add(micros(self.at.elapsed()))
+    }
 }
 
 /// The first row of each queue in which something waits, where a live worker serves the queue, and its last hint is
