@@ -117,16 +117,21 @@ impl From<sqlx::Error> for StoreError {
                 match inner.code().as_deref().unwrap_or("") {
                     "23505" => Self::Duplicate(message),
                     // PostgreSQL: CX001 is the schema's own refusal, class 23 a constraint, class 22 a value that fits no
-                    // column (a NUL in a text, a number too large).
+                    // column (a NUL in a text, a number too large), class 54 one beyond a limit (a key too long for its
+                    // index).
                     "CX001" => Self::Refused(message),
-                    code if code.len() == 5 && (code.starts_with("22") || code.starts_with("23")) => {
+                    code if code.len() == 5 && ["22", "23", "54"].iter().any(|class| code.starts_with(class)) => {
                         Self::Refused(message)
                     }
                     "42501" => Self::Denied(message),
                     "40001" | "40P01" | "55P03" => Self::Conflict(message),
-                    // Shutting down, starting up, too many connections, a statement's time limit.
-                    "57P01" | "57P02" | "57P03" | "57014" | "53300" | "25P03" => Self::Unavailable(message),
-                    code if code.len() == 5 && code.starts_with("08") => Self::Unavailable(message),
+                    // Shutting down, starting up, a statement's time limit.
+                    "57P01" | "57P02" | "57P03" | "57014" | "25P03" => Self::Unavailable(message),
+                    // Connections, room and memory, files of the server, damaged pages.
+                    code if code.len() == 5 && ["08", "53", "58"].iter().any(|class| code.starts_with(class)) => {
+                        Self::Unavailable(message)
+                    }
+                    "XX001" | "XX002" => Self::Unavailable(message),
                     // SQLite's extended result codes: trigger, check, not null, foreign key, STRICT type.
                     "1811" | "275" | "1299" | "787" | "3091" => Self::Refused(message),
                     "2067" | "1555" | "2579" => Self::Duplicate(message),

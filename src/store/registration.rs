@@ -99,26 +99,22 @@ impl Store {
         let text = format!("SELECT * FROM intake WHERE state = 'new' ORDER BY id LIMIT 1{lock}");
         let Some(row) = tx.row(text, args![]).await? else { return Ok(None) };
         let id = row.int("id")?;
-        let refusal = match Handed::of(&row)? {
-            Ok(handed) => {
-                let submitter = row.text("submitted_by")?;
-                match handed.register(&mut tx, &format!("{actor} for {submitter}")).await {
-                    Ok(registered) => {
-                        tx.execute(
-                            "UPDATE intake SET state = 'accepted', package_id = $2, decided_at = now_us() WHERE id = $1",
-                            args![id, registered.package],
-                        )
-                        .await?;
-                        tx.commit().await?;
-                        return Ok(Some(Decided { id, outcome: Ok(registered) }));
-                    }
-                    Err(error @ (StoreError::Refused(_) | StoreError::NotFound { .. } | StoreError::Duplicate(_))) => {
-                        error.to_string()
-                    }
-                    Err(error) => return Err(error),
-                }
+        let refusal = match accept(&mut tx, &row, actor).await {
+            Ok(Ok(registered)) => {
+                tx.execute(
+                    "UPDATE intake SET state = 'accepted', package_id = $2, decided_at = now_us() WHERE id = $1",
+                    args![id, registered.package],
+                )
+                .await?;
+                tx.commit().await?;
+                return Ok(Some(Decided { id, outcome: Ok(registered) }));
             }
-            Err(refusal) => refusal,
+            Ok(Err(refusal)) => refusal,
+            Err(error @ (StoreError::Unavailable(_) | StoreError::Conflict(_) | StoreError::Denied(_))) => {
+                return Err(error);
+            }
+            // Whatever the database has against this row, it would say at every look, before all rows that came later.
+            Err(error) => error.to_string(),
         };
         // The transaction may be broken, and has written half a package: another one says no.
         drop(tx);
@@ -140,6 +136,16 @@ pub struct Decided {
     pub id: i64,
     /// The package, or why it was refused.
     pub outcome: Result<Registered, String>,
+}
+
+/// Registers what a row of `intake` says. The inner error is the submitter's.
+async fn accept(tx: &mut Tx, row: &super::sql::Row, actor: &str) -> Result<Result<Registered, String>, StoreError> {
+    let handed = match Handed::of(row)? {
+        Ok(handed) => handed,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let submitter = row.text("submitted_by")?;
+    handed.register(tx, &format!("{actor} for {submitter}")).await.map(Ok)
 }
 
 /// A row of `intake`, understood.

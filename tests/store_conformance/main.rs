@@ -36,6 +36,7 @@ const CASES: &[Case] = cases![
     planning::registering_twice_makes_nothing_new,
     planning::what_contradicts_a_registration_is_refused,
     planning::intake_is_accepted_or_refused_with_a_reason,
+    planning::a_row_of_intake_that_the_database_refuses_holds_up_no_other,
     planning::a_plan_is_made_once,
     planning::the_second_hop_waits_for_the_first,
     lifecycle::only_legal_changes_of_status,

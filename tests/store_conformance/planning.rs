@@ -1,9 +1,12 @@
 use ccat_xfer::{
     model::topology::{ChangeKind, Topology},
-    store::{Apply, Destination, StoreError},
+    store::{Apply, Backend, Destination, StoreError},
 };
 
-use crate::bed::{Bed, TOPOLOGY};
+use crate::{
+    bed::{Bed, TOPOLOGY},
+    harness::seed,
+};
 
 pub(crate) async fn a_topology_is_applied_once(bed: &Bed) {
     let topology = Topology::parse(TOPOLOGY).expect("a topology");
@@ -120,6 +123,30 @@ pub(crate) async fn intake_is_accepted_or_refused_with_a_reason(bed: &Bed) {
         1,
         "accepted twice, wished once"
     );
+}
+
+/// PostgreSQL's index takes no key of more than about 2,700 bytes. Seen to stop the intake for all rows after it.
+pub(crate) async fn a_row_of_intake_that_the_database_refuses_holds_up_no_other(bed: &Bed) {
+    bed.apply_topology().await;
+    let mut rng = seed("a_row_of_intake_that_the_database_refuses_holds_up_no_other");
+    // Random, so that nothing compresses it, in parts that a file system takes.
+    let long: Vec<u8> = (0..3900_u32)
+        .map(|n| if n % 200 == 199 { b'/' } else { b'a' + u8::try_from(rng.below(26)).expect("small") })
+        .collect();
+    for path in [long.as_slice(), b"x/y"] {
+        bed.done(&format!(
+            "INSERT INTO intake (origin_site, origin_location, destination_site, destination_location, relative_path, \
+             kind, size_bytes, digest) VALUES ('ccat', 'output_buffer', 'cologne', NULL, {}, 'file', 5, '{}')",
+            bed.blob(path),
+            "ab".repeat(32)
+        ))
+        .await;
+    }
+    let decided = bed.store.take_intake(100, "manager").await.expect("decide");
+    let accepted: Vec<_> = decided.iter().map(|d| d.outcome.is_ok()).collect();
+    let long_is_accepted = bed.store.backend() == Backend::Sqlite;
+    assert_eq!(accepted, [long_is_accepted, true], "{decided:?}");
+    assert_eq!(bed.int("SELECT count(*) FROM intake WHERE state = 'new'").await, 0);
 }
 
 pub(crate) async fn a_plan_is_made_once(bed: &Bed) {
