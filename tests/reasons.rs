@@ -79,7 +79,6 @@ fn every_reason(backend: Backend) {
     world.say(&["resume", "--route", "there"]);
     until_first(&world, first, "rate_limit");
     world.runtime.block_on(store.set_rate_limit(None, None)).expect("lift");
-    world.runtime.block_on(store.close());
     world.until_status(first, "completed");
 
     let missing = submit_then(&world, "missing", |world| {
@@ -87,10 +86,12 @@ fn every_reason(backend: Backend) {
     });
     until_first(&world, missing, "missing_source");
 
-    world.execute(
-        "UPDATE data_location SET free_bytes = 1, free_bytes_at = 1, changed_by = 'test', change_reason = 'full' \
-         WHERE queue_stem = 'cologne_buffer'",
-    );
+    let now = world.runtime.block_on(store.now()).expect("the time").micros();
+    world.runtime.block_on(store.close());
+    world.execute(&format!(
+        "UPDATE data_location SET free_bytes = 1, free_bytes_at = {now}, changed_by = 'test', change_reason = 'full' \
+         WHERE queue_stem = 'cologne_buffer'"
+    ));
     let full = until_told(&world, missing, "destination_full");
     assert_eq!(full["location"], "cologne/buffer");
     world.execute(

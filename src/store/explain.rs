@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{
     Store, StoreError,
     list::class,
-    network::network,
+    network::{IS_FRESH, network},
     plan::{destination, time},
     schedule::route_of,
     sql::{Row, Tx, args},
@@ -401,8 +401,11 @@ async fn failures(
     let is_early = subject.next_attempt_at > now && subject.next_attempt_at <= now.after(RetryPolicy::LONGEST);
     let until = is_early.then_some(subject.next_attempt_at);
     let text = subject.text.clone();
-    let full = "SELECT s.short_name || '/' || l.name AS name, l.free_bytes, l.keep_free_bytes, l.free_bytes_at
-        FROM data_location l JOIN site s ON s.id = l.site_id WHERE l.id = $1";
+    let full = format!(
+        "SELECT s.short_name || '/' || l.name AS name, CASE WHEN {IS_FRESH} THEN l.free_bytes END AS free_bytes,
+            l.keep_free_bytes, l.free_bytes_at
+        FROM data_location l JOIN site s ON s.id = l.site_id WHERE l.id = $1"
+    );
     let row = tx.row(full, args![subject.destination]).await?;
     let row = row.ok_or_else(|| StoreError::Corrupt("a transfer without destination".into()))?;
     let free = row.opt_int("free_bytes")?.map(|free| free - row.int("keep_free_bytes").unwrap_or(0));

@@ -7,6 +7,10 @@ use super::{
 };
 use crate::model::{LocationId, Network, PlannedLocation, PlannedRoute, PlannedSite, RouteId, SiteId};
 
+/// Whether what a worker said of a location `l` is of use: it says it anew with every report, many times in these ten
+/// minutes. If nobody serves the place any more, nobody would ever say that there is room again.
+pub(super) const IS_FRESH: &str = "l.free_bytes_at BETWEEN now_us() - 600000000 AND now_us() + 600000000";
+
 /// Reads sites, locations with their room, and routes. What is on its way to a place is the sum of at most 10,000
 /// transfers, the largest ones: beyond that a place's room is a guess that its own `no_space` errors correct, and the
 /// time of a look stays bounded.
@@ -16,13 +20,15 @@ pub(super) async fn network(tx: &mut Tx) -> Result<Network, StoreError> {
         let site = PlannedSite { name: row.text("short_name")?, active: row.flag("active")? };
         network.sites.insert(SiteId::new(row.int("id")?), site);
     }
-    let text = "SELECT l.id, l.site_id, s.short_name, l.name, l.location_type, l.priority, l.active, l.paused,
-            l.free_bytes - l.keep_free_bytes - CASE WHEN l.free_bytes IS NULL THEN 0 ELSE
-                (SELECT CAST(coalesce(sum(b.bytes_total), 0) AS BIGINT) FROM
-                    (SELECT t.bytes_total FROM data_transfer t WHERE t.destination_location_id = l.id
-                        AND t.status IN ('pending', 'scheduled', 'in_progress')
+    let text = format!(
+        "SELECT l.id, l.site_id, s.short_name, l.name, l.location_type, l.priority, l.active, l.paused,
+            CASE WHEN l.free_bytes IS NOT NULL AND {IS_FRESH} THEN l.free_bytes - l.keep_free_bytes -
+                (SELECT CAST(coalesce(sum(b.bytes_left), 0) AS BIGINT) FROM
+                    (SELECT t.bytes_total - t.bytes_done AS bytes_left FROM data_transfer t
+                        WHERE t.destination_location_id = l.id AND t.status IN ('pending', 'scheduled', 'in_progress')
                     ORDER BY t.bytes_total DESC LIMIT 10000) b) END AS room
-        FROM data_location l JOIN site s ON s.id = l.site_id";
+        FROM data_location l JOIN site s ON s.id = l.site_id"
+    );
     for row in tx.rows(text, args![]).await? {
         let location = PlannedLocation {
             site: SiteId::new(row.int("site_id")?),

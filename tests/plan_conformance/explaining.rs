@@ -6,8 +6,8 @@ use ccat_xfer::{
 use crate::{
     bed::Bed,
     world::{
-        WORLD, apply, at_once, claim, end, failure, package, planned, run_one, set_location, submit, transfers, work,
-        worker,
+        WORLD, apply, at_once, claim, end, failure, package, planned, run_one, set_free, set_location, submit,
+        transfers, work, worker,
     },
 };
 
@@ -99,7 +99,7 @@ pub(crate) async fn what_time_mends(bed: &Bed) {
         "{told:?}"
     );
     again().await;
-    set_location(bed, "cologne_first", "free_bytes = 10, free_bytes_at = 1").await;
+    set_free(bed, "cologne_first", 10).await;
     let told = first(bed, id).await;
     assert!(matches!(&told.reason, Reason::DestinationFull { .. }), "told before it is tried: {told:?}");
     set_location(bed, "cologne_first", "free_bytes = NULL, free_bytes_at = NULL").await;

@@ -10,8 +10,8 @@ use crate::{
     bed::Bed,
     harness::{count, seed},
     world::{
-        WORLD, apply, at_once, failure, package, plan_of, planned, run_one, set_location, state, status, submit,
-        transfers, way, worker,
+        WORLD, apply, at_once, failure, package, plan_of, planned, run_one, set_free, set_location, state, status,
+        submit, transfers, way, worker,
     },
 };
 
@@ -129,8 +129,8 @@ pub(crate) async fn the_best_buffer_that_takes_it_is_chosen(bed: &Bed) {
     set_location(bed, "cologne_first", "paused = FALSE, active = FALSE").await;
     assert_eq!(chosen("d").await, second, "inactive");
     // Each package has 1000 bytes; two are on their way there.
-    set_location(bed, "cologne_first", "active = TRUE, free_bytes = 5500, keep_free_bytes = 1500, free_bytes_at = 1")
-        .await;
+    set_location(bed, "cologne_first", "active = TRUE, keep_free_bytes = 1500").await;
+    set_free(bed, "cologne_first", 5500).await;
     assert_eq!(chosen("e").await, first, "4000 less 2000 on the way");
     assert_eq!(chosen("f").await, first, "4000 less 3000 on the way");
     assert_eq!(chosen("g").await, second, "full: nothing is left of it");
@@ -164,7 +164,7 @@ pub(crate) async fn what_a_worker_says_is_free_is_heeded(bed: &Bed) {
 
 pub(crate) async fn what_fits_nowhere_leaves_the_way_free_for_others(bed: &Bed) {
     apply(bed, WORLD).await;
-    set_location(bed, "us_buffer", "free_bytes = 5000, free_bytes_at = 1").await;
+    set_free(bed, "us_buffer", 5000).await;
     let large = submit(bed, package("large", "ccat/out", 9000), "us").await;
     let small = submit(bed, package("small", "ccat/out", 100), "us").await;
     let mut limits = at_once();
@@ -175,7 +175,8 @@ pub(crate) async fn what_fits_nowhere_leaves_the_way_free_for_others(bed: &Bed) 
     assert_eq!(transfers(bed, large.package.number()).await.len(), 0);
     let obstacle = bed.store.package_detail(large.package).await.expect("show").requests[0].obstacle.clone();
     assert_eq!(obstacle.as_deref(), Some("site us has no room for 9000 bytes"));
-    set_location(bed, "us_buffer", "free_bytes = 50000, free_bytes_at = 2").await;
+    // Nobody is there any more who would say that there is room again.
+    set_location(bed, "us_buffer", "free_bytes_at = 2").await;
     bed.store.plan(&limits, "manager").await.expect("plan");
     assert_eq!(transfers(bed, large.package.number()).await.len(), 1, "it came again by itself");
     let request = &bed.store.package_detail(large.package).await.expect("show").requests[0];
@@ -239,6 +240,22 @@ pub(crate) async fn every_archive_is_reached_from_the_first_one(bed: &Bed) {
     let settled = bed.store.settle(10, "manager").await.expect("settle");
     assert_eq!((settled.ends, settled.requests), (1, 0), "no way back: {settled:?}");
     assert_eq!(state(bed, package).await, "transferring", "the archives have not got it yet");
+}
+
+/// A manager that was away finds both hops of a bundle ended.
+pub(crate) async fn hops_that_end_in_one_look_are_both_settled(bed: &Bed) {
+    apply(bed, WORLD).await;
+    let mut wanted = package("a", "ccat/out", 10);
+    wanted.policy = Policy::OneArchive;
+    let package = submit(bed, wanted, "chile/buffer").await.package.number();
+    bed.store.plan(&at_once(), "manager").await.expect("plan");
+    assert_eq!(transfers(bed, package).await.len(), 2);
+    let one = worker(&bed.store, "one", 1, COLOGNE).await;
+    let two = worker(&bed.store, "two", 1, &["chile_buffer_data_transfer"]).await;
+    run_one(bed, &one, Ending::Completed).await;
+    run_one(bed, &two, Ending::Completed).await;
+    let settled = bed.store.settle(10, "manager").await.expect("settle");
+    assert_eq!((settled.ends, settled.requests), (2, 1), "no archive is where it arrived, so it goes on: {settled:?}");
 }
 
 pub(crate) async fn bundles_wait_for_more_until_they_are_old(bed: &Bed) {

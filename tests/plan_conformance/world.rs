@@ -272,6 +272,12 @@ pub(crate) async fn set_location(bed: &Bed, stem: &str, what: &str) {
     .await;
 }
 
+/// A worker said just now how many bytes are free at a location.
+pub(crate) async fn set_free(bed: &Bed, stem: &str, bytes: u64) {
+    let now = bed.store.now().await.expect("the time").micros();
+    set_location(bed, stem, &format!("free_bytes = {bytes}, free_bytes_at = {now}")).await;
+}
+
 /// How SQLite would run a statement; nothing on another database.
 pub(crate) async fn plan_of(bed: &Bed, text: &str) -> Option<String> {
     let Raw::Sqlite(pool) = &bed.raw else { return None };

@@ -125,7 +125,7 @@ pub(crate) async fn intake_is_accepted_or_refused_with_a_reason(bed: &Bed) {
     );
 }
 
-/// PostgreSQL's index takes no key of more than about 2,700 bytes. Seen to stop the intake for all rows after it.
+/// PostgreSQL's index takes no key of more than about 2,700 bytes.
 pub(crate) async fn a_row_of_intake_that_the_database_refuses_holds_up_no_other(bed: &Bed) {
     bed.apply_topology().await;
     let mut rng = seed("a_row_of_intake_that_the_database_refuses_holds_up_no_other");
