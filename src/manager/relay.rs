@@ -32,6 +32,8 @@ struct Memory {
     works: bool,
     /// Queues that gave no answer, and when they are asked again.
     silent: BTreeMap<String, Instant>,
+    /// Until when a broker that nobody reached is left alone.
+    away: Option<Instant>,
     /// When old hints were last removed.
     purged: Option<Instant>,
 }
@@ -53,6 +55,21 @@ struct TurnState {
     asks: BTreeMap<String, Ask>,
     /// Hints that were handed to the broker, with their queues, until its answer.
     begun: BTreeMap<i64, String>,
+    /// Whether the broker could not be reached: what was not begun is not tried.
+    is_away: bool,
+}
+
+/// What became of a hint in one turn.
+#[derive(Debug)]
+enum Told {
+    /// The broker has it.
+    Sent,
+    /// It was tried in vain.
+    Failed(String),
+    /// Its queue is left alone.
+    Silent,
+    /// The broker is away, and was not asked.
+    Left,
 }
 
 /// First one hint of each queue, then a second one of each: a queue with many hints does not hold up the others.
@@ -81,7 +98,7 @@ impl Relay {
     }
 
     fn with_limit(broker: Arc<dyn Broker>, limit: Duration) -> Self {
-        let memory = Memory { works: true, silent: BTreeMap::new(), purged: None };
+        let memory = Memory { works: true, silent: BTreeMap::new(), away: None, purged: None };
         Self { broker, limit, memory: Mutex::new(memory) }
     }
 
@@ -89,6 +106,9 @@ impl Relay {
     /// that gives no answer costs a turn one wait, and the next turns nothing.
     pub(super) async fn turn(&self, store: &Store, keep_sent: Duration) -> Result<Turn, StoreError> {
         self.purge(store, keep_sent).await?;
+        if self.memory().away.is_some_and(|until| until > Instant::now()) {
+            return Ok(Turn::Idle);
+        }
         let mut batch = store.unsent(BATCH).await?;
         let hints = batch.hints().to_vec();
         if hints.is_empty() {
@@ -103,35 +123,45 @@ impl Relay {
             Ok(Err(error)) => tracing::debug!(%error, "queues could not be made yet"),
             Err(_) => tracing::debug!("queues could not be made yet: the broker does not answer"),
         }
-        let state = Mutex::new(TurnState { asks: self.plan(&hints), begun: BTreeMap::new() });
+        let state = Mutex::new(TurnState { asks: self.plan(&hints), begun: BTreeMap::new(), is_away: false });
         let publishing: Vec<_> = in_turns(&hints).into_iter().map(|hint| self.publish(hint, &state)).collect();
         let mut answers = stream::iter(publishing).buffer_unordered(AT_ONCE);
+        let full = hints.len() >= usize::try_from(BATCH).unwrap_or(usize::MAX);
         let (mut sent, mut trouble) = (0u64, None);
-        while let Ok(Some((id, result))) = tokio::time::timeout_at(until, answers.next()).await {
+        while let Ok(Some((id, told))) = tokio::time::timeout_at(until, answers.next()).await {
             let queue = state.lock().unwrap_or_else(PoisonError::into_inner).begun.remove(&id);
-            match result {
-                Ok(()) => {
+            match told {
+                Told::Sent => {
                     batch.mark_sent(id);
                     sent += 1;
                     if let Some(queue) = queue {
                         self.memory().silent.remove(&queue);
                     }
                 }
-                Err(error) => {
+                Told::Failed(error) => {
                     batch.note_failure(id, error.clone());
                     trouble = Some(error);
                 }
+                Told::Silent => {
+                    // Behind the others, if these may not all be in this batch; without need nothing is written.
+                    if full {
+                        batch.note_failure(id, SILENT);
+                    }
+                    trouble = trouble.or_else(|| Some(SILENT.to_owned()));
+                }
+                Told::Left => {}
             }
         }
         drop(answers);
+        let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        self.memory().away = (state.is_away && sent == 0).then(|| Instant::now() + AWAY);
         // What was not begun stays as it was.
-        for (id, queue) in state.into_inner().unwrap_or_else(PoisonError::into_inner).begun {
+        for (id, queue) in state.begun {
             batch.note_failure(id, LATE);
             self.hush(queue);
             trouble = trouble.or_else(|| Some(LATE.to_owned()));
         }
         batch.settle().await?;
-        let full = hints.len() >= usize::try_from(BATCH).unwrap_or(usize::MAX);
         let worked = std::mem::replace(&mut self.memory().works, trouble.is_none());
         match trouble {
             None => {
@@ -182,16 +212,19 @@ impl Relay {
     }
 
     /// The hint's row, and what became of it.
-    async fn publish(&self, hint: &Hint, state: &Mutex<TurnState>) -> (i64, Result<(), String>) {
+    async fn publish(&self, hint: &Hint, state: &Mutex<TurnState>) -> (i64, Told) {
         let name = hint.queue.to_string();
         let message = match broker::QueueName::new(&name) {
             Ok(queue) => broker::Hint { id: u128::try_from(hint.id).map(Uuid::from_u128).unwrap_or_default(), queue },
-            Err(error) => return (hint.id, Err(error.to_string())),
+            Err(error) => return (hint.id, Told::Failed(error.to_string())),
         };
         {
             let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            if state.is_away {
+                return (hint.id, Told::Left);
+            }
             match state.asks.get(&name) {
-                Some(Ask::Nothing) => return (hint.id, Err(SILENT.to_owned())),
+                Some(Ask::Nothing) => return (hint.id, Told::Silent),
                 Some(Ask::Once) => {
                     state.asks.insert(name.clone(), Ask::Nothing);
                 }
@@ -207,7 +240,10 @@ impl Relay {
             state.lock().unwrap_or_else(PoisonError::into_inner).asks.insert(name.clone(), Ask::Nothing);
             self.hush(name);
         }
-        (hint.id, published.map_err(|error| error.to_string()))
+        if let Err(PublishError::Unavailable { cause: BrokerError::Unreachable { .. }, .. }) = &published {
+            state.lock().unwrap_or_else(PoisonError::into_inner).is_away = true;
+        }
+        (hint.id, published.map_or_else(|error| Told::Failed(error.to_string()), |()| Told::Sent))
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -240,12 +276,14 @@ const PURGE_EVERY: Duration = Duration::from_secs(30);
 const TURN: Duration = Duration::from_secs(25);
 /// How long a queue that gave no answer is left alone.
 const QUIET: Duration = Duration::from_secs(30);
+/// How long a broker that nobody reached is left alone, however many new hints there are.
+const AWAY: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
     use std::{
         num::NonZeroU16,
-        sync::atomic::{AtomicUsize, Ordering},
+        sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     };
 
     use async_trait::async_trait;
@@ -258,11 +296,12 @@ mod tests {
         store::Apply,
     };
 
-    /// Takes hints of all queues but one, which never answers.
+    /// Takes hints of all queues but one, which never answers. It may be away as a whole.
     #[derive(Debug, Default)]
     struct Leaderless {
         asked: AtomicUsize,
         taken: AtomicUsize,
+        is_away: AtomicBool,
         inner: MemoryBroker,
     }
 
@@ -273,6 +312,11 @@ mod tests {
         }
 
         async fn publish(&self, hint: &broker::Hint) -> Result<(), PublishError> {
+            if self.is_away.load(Ordering::SeqCst) {
+                self.asked.fetch_add(1, Ordering::SeqCst);
+                let cause = BrokerError::Unreachable { address: "nowhere".into(), detail: "refused".into() };
+                return Err(PublishError::Unavailable { queue: hint.queue.clone(), cause });
+            }
             if hint.queue.as_str().starts_with("there") {
                 self.taken.fetch_add(1, Ordering::SeqCst);
                 return Ok(());
@@ -311,6 +355,45 @@ mod tests {
         [[location]]\nsite = \"here\"\nname = \"a\"\ntype = \"buffer\"\n\
         [[location]]\nsite = \"there\"\nname = \"b\"\ntype = \"buffer\"\n";
 
+    async fn add(store: &Store, location: &str, count: usize) {
+        let mut tx = store.write().await.unwrap();
+        for n in 0..count {
+            let text = format!(
+                "INSERT INTO outbox (location_id, operation, work_id, priority) \
+                 SELECT id, 'data_transfer', {n}, 4 FROM data_location WHERE name = '{location}'"
+            );
+            tx.execute(text, &[]).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+    }
+
+    async fn count(store: &Store, what: &str) -> i64 {
+        let mut tx = store.read().await.unwrap();
+        tx.row(format!("SELECT count(*) AS n FROM outbox WHERE {what}"), &[]).await.unwrap().unwrap().int("n").unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_is_away_is_asked_rarely_and_costs_few_writes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&format!("sqlite:{}", dir.path().join("x.db").display())).await.unwrap();
+        store.apply_topology(&Topology::parse(TOPOLOGY).unwrap(), "test", Apply::Now).await.unwrap();
+        let broker = Arc::new(Leaderless::default());
+        broker.is_away.store(true, Ordering::SeqCst);
+        let relay = Relay::with_limit(Arc::clone(&broker) as Arc<dyn Broker>, TURN);
+        add(&store, "b", 150).await;
+        let keep = Duration::from_secs(3600);
+        for _ in 0..3 {
+            relay.turn(&store, keep).await.unwrap();
+        }
+        let asked = broker.asked.load(Ordering::SeqCst);
+        assert!((1..=AT_ONCE).contains(&asked), "{asked}: no second turn, and nothing behind the first refusal");
+        assert_eq!(count(&store, "tries > 0").await, i64::try_from(asked).unwrap(), "only what was tried says so");
+        broker.is_away.store(false, Ordering::SeqCst);
+        relay.memory().away = Some(Instant::now());
+        relay.turn(&store, keep).await.unwrap();
+        assert_eq!(count(&store, "sent_at IS NULL").await, 0, "it is back");
+    }
+
     #[tokio::test]
     async fn a_queue_that_never_answers_costs_one_wait_and_holds_up_no_other() {
         let dir = tempfile::tempdir().unwrap();
@@ -318,20 +401,9 @@ mod tests {
         store.apply_topology(&Topology::parse(TOPOLOGY).unwrap(), "test", Apply::Now).await.unwrap();
         let broker = Arc::new(Leaderless::default());
         let relay = Relay::with_limit(Arc::clone(&broker) as Arc<dyn Broker>, Duration::from_millis(400));
-        let add = async |location: &str, count: usize| {
-            let mut tx = store.write().await.unwrap();
-            for n in 0..count {
-                let text = format!(
-                    "INSERT INTO outbox (location_id, operation, work_id, priority) \
-                     SELECT id, 'data_transfer', {n}, 4 FROM data_location WHERE name = '{location}'"
-                );
-                tx.execute(text, &[]).await.unwrap();
-            }
-            tx.commit().await.unwrap();
-        };
         // More of the stuck queue than go at once, and before the others.
-        add("a", 150).await;
-        add("b", 20).await;
+        add(&store, "a", 150).await;
+        add(&store, "b", 20).await;
         let keep = Duration::from_secs(3600);
         relay.turn(&store, keep).await.unwrap();
         let asked = broker.asked.load(Ordering::SeqCst);
@@ -361,8 +433,6 @@ mod tests {
         tx.commit().await.unwrap();
         let relay = Relay::with_limit(Arc::new(Leaderless::default()), Duration::from_millis(50));
         relay.turn(&store, Duration::from_secs(3600)).await.unwrap();
-        let mut tx = store.read().await.unwrap();
-        let row = tx.row("SELECT count(*) AS n FROM outbox", &[]).await.unwrap().unwrap();
-        assert_eq!(row.int("n").unwrap(), 1);
+        assert_eq!(count(&store, "id > 0").await, 1);
     }
 }

@@ -1,7 +1,7 @@
 //! Hints on their way to the broker. They are written with the state that caused them, published after it, and marked
 //! as sent when the broker has confirmed; a crash in between publishes one twice, which is allowed.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     Db, Store, StoreError,
@@ -75,12 +75,17 @@ impl OutboxBatch {
             );
             tx.execute(text, &with_ids(&[], self.sent.iter().copied())).await?;
         }
+        // One statement for all that failed alike: while a broker is away these are all hints, in every turn.
+        let mut alike: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
         for (id, error) in &self.failed {
-            tx.execute(
-                "UPDATE outbox SET tries = tries + 1, last_error = $2 WHERE id = $1 AND sent_at IS NULL",
-                args![*id, error],
-            )
-            .await?;
+            alike.entry(error).or_default().push(*id);
+        }
+        for (error, ids) in alike {
+            let text = format!(
+                "UPDATE outbox SET tries = tries + 1, last_error = $1 WHERE id IN ({}) AND sent_at IS NULL",
+                list(2, ids.len())
+            );
+            tx.execute(text, &with_ids(args![error], ids)).await?;
         }
         tx.commit().await
     }
