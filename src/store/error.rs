@@ -83,6 +83,15 @@ pub enum StoreError {
         /// This program's version.
         known: i64,
     },
+    /// Daemons of the older program use the schema that was to be brought to this version.
+    #[error(
+        "workers are running on the older schema: {names}; stop all daemons first (managers too), or, if they are gone, \
+         wait for their lease or use `ccat-xfer db migrate --force`"
+    )]
+    WorkersRunning {
+        /// Their names.
+        names: String,
+    },
     /// A migration that was applied is another one than this program has.
     #[error("migration {version} in the database is not the one of this program; it was made by another build")]
     SchemaDiffers {

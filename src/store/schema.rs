@@ -60,11 +60,26 @@ impl Store {
     }
 
     /// Brings the schema to this program's version, in one transaction. Does nothing to one that is there. On
-    /// PostgreSQL it also makes the roles that are missing and states their rights.
+    /// PostgreSQL it also makes the roles that are missing and states their rights, and changes nothing under workers that
+    /// run.
     ///
     /// # Errors
-    /// The schema is newer, or was made by another build, or the login may not create it.
+    /// The schema is newer, or was made by another build, or the login may not create it;
+    /// [`StoreError::WorkersRunning`].
     pub async fn migrate(&self) -> Result<Migrated, StoreError> {
+        self.migrate_as(false).await
+    }
+
+    /// The same, whoever runs: a new manager takes an older program's work for lost, since that renews its leases in a
+    /// way that this one does not look at.
+    ///
+    /// # Errors
+    /// As for [`Store::migrate`], without the last one.
+    pub async fn migrate_forced(&self) -> Result<Migrated, StoreError> {
+        self.migrate_as(true).await
+    }
+
+    async fn migrate_as(&self, forced: bool) -> Result<Migrated, StoreError> {
         let mut tx = self.write().await?;
         if let Tx::Postgres(_) = tx {
             // One migration at a time; the number is any that nobody else locks.
@@ -84,6 +99,9 @@ impl Store {
         let to = self.schema_version();
         if from > to {
             return Err(StoreError::SchemaNewer { found: from, known: to });
+        }
+        if 0 < from && from < to && !forced {
+            none_running(&mut tx).await?;
         }
         for step in self.steps().iter().filter(|s| s.version > from) {
             tx.script(step.text).await?;
@@ -133,6 +151,17 @@ impl Store {
             std::cmp::Ordering::Greater => Err(StoreError::SchemaNewer { found, known }),
         }
     }
+}
+
+/// Refuses while workers are heard of. On SQLite all programs compare leases with the clock of the boot, old ones and new
+/// ones alike.
+async fn none_running(tx: &mut Tx) -> Result<(), StoreError> {
+    if matches!(tx, Tx::Sqlite(_)) {
+        return Ok(());
+    }
+    let text = "SELECT name FROM worker WHERE state <> 'stopped' AND heartbeat_until > now_us() ORDER BY name";
+    let names = tx.rows(text, args![]).await?.iter().map(|row| row.text("name")).collect::<Result<Vec<_>, _>>()?;
+    if names.is_empty() { Ok(()) } else { Err(StoreError::WorkersRunning { names: names.join(", ") }) }
 }
 
 /// The highest version that was applied. A newer one is reported before a difference: the newer program decides.

@@ -28,6 +28,7 @@ macro_rules! cases {
 
 const CASES: &[Case] = cases![
     schema::an_empty_database_a_newer_and_another_schema_are_told_apart,
+    schema::a_schema_is_not_changed_under_running_workers,
     schema::names_of_queues_stay_and_are_not_shared,
     schema::every_word_of_the_model_is_one_of_the_schema,
     schema::leases_have_a_clock,

@@ -1,9 +1,11 @@
+use std::time::Duration;
+
 use ccat_xfer::{
     model::{
         Algorithm, BreakerState, CheckMethod, CopyStatus, Dialer, ErrorClass, LocationType, Method, Operation,
         PackageKind, PackageState, Policy, RouteType, Status, StorageType, Transport, Verification, WorkerState,
     },
-    store::{Backend, Store, StoreError},
+    store::{Backend, Store, StoreError, WorkerProfile},
 };
 
 use crate::bed::Bed;
@@ -41,6 +43,37 @@ pub(crate) async fn an_empty_database_a_newer_and_another_schema_are_told_apart(
         let error = Store::open(&bed.url()).await.expect_err("no schema");
         assert!(matches!(error, StoreError::SchemaMissing) && error.to_string().contains("db migrate"), "{error}");
     }
+}
+
+/// The step of a newer program is played by this version's last one, undone.
+pub(crate) async fn a_schema_is_not_changed_under_running_workers(bed: &Bed) {
+    if bed.store.backend() == Backend::Sqlite {
+        return;
+    }
+    let known = bed.store.schema_version();
+    bed.apply_topology().await;
+    let profile = WorkerProfile {
+        name: "alive".into(),
+        boot_nonce: "n".into(),
+        host: "h".into(),
+        process_id: 1,
+        version: "0".into(),
+        slots: 1,
+        lease: Duration::from_secs(600),
+        queues: Vec::new(),
+    };
+    bed.store.register_worker(&profile, &bed.store.lease_clock()).await.expect("register");
+    bed.store.migrate().await.expect("nothing to do");
+    bed.exec("ALTER TABLE worker DROP COLUMN spooled").await.expect("undo it");
+    bed.done(&format!("DELETE FROM schema_version WHERE version = {known}")).await;
+    let error = bed.store.migrate().await.expect_err("a worker runs");
+    assert!(matches!(&error, StoreError::WorkersRunning { names } if names == "alive"), "{error}");
+    assert_eq!(bed.int("SELECT max(version) FROM schema_version").await, known - 1);
+    assert_eq!(bed.store.migrate_forced().await.expect("forced").to, known);
+    bed.exec("ALTER TABLE worker DROP COLUMN spooled").await.expect("undo it");
+    bed.done(&format!("DELETE FROM schema_version WHERE version = {known}")).await;
+    bed.done("UPDATE worker SET heartbeat_until = 1").await;
+    assert_eq!(bed.store.migrate().await.expect("nobody is heard of").from, known - 1);
 }
 
 pub(crate) async fn names_of_queues_stay_and_are_not_shared(bed: &Bed) {

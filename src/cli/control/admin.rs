@@ -17,8 +17,9 @@ pub(super) async fn db(args: &args::Db, daemon: &Daemon, screen: &Screen) -> Res
     make_sqlite_folder(daemon)?;
     let store = Store::connect(daemon.database()).await.map_err(|e| told(&e, daemon))?;
     match args.command {
-        DbCommand::Migrate => {
-            let migrated = store.migrate().await.map_err(|e| told(&e, daemon))?;
+        DbCommand::Migrate { force } => {
+            let migrated = if force { store.migrate_forced().await } else { store.migrate().await };
+            let migrated = migrated.map_err(|e| told(&e, daemon))?;
             screen.print(&format!("{}: {migrated:?}\n", daemon.database_shown()));
         }
         DbCommand::Check => {

@@ -48,8 +48,12 @@ pub(in crate::cli) struct Db {
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub(super) enum DbCommand {
-    /// Make the schema, or bring it to this program's version. Needs the owner's login.
-    Migrate,
+    /// Make the schema, or bring it to this program's version. Needs the owner's login. Stop the daemons first.
+    Migrate {
+        /// Also while workers of an older program run: what they do may be called lost and begun again.
+        #[arg(long)]
+        force: bool,
+    },
     /// Say whether the schema is this program's.
     Check,
 }
