@@ -77,7 +77,7 @@ pub struct RetryPolicy {
 /// | bug | 1 | 1 min | 1 min | no | failed |
 ///
 /// A wait is half of `first wait * 2^retry`, at most the longest, and as much again drawn by chance. The setting
-/// `worker.retry_percent` makes all of them longer or shorter.
+/// `worker.retry_percent` makes all of them longer or shorter, up to [`RetryPolicy::LONGEST`].
 const fn policy(class: ErrorClass) -> RetryPolicy {
     const fn retry(retries: u32, base_s: u64, longest_s: u64, blames_link: bool) -> RetryPolicy {
         RetryPolicy {
@@ -118,10 +118,11 @@ impl RetryPolicy {
     /// and is due.
     pub const LONGEST: Duration = Duration::from_secs(1800);
 
-    /// The same with waits of so many percent.
+    /// The same with waits of so many percent, but none above [`Self::LONGEST`]: it would be taken for the work of a clock
+    /// that was set back, and be over at once.
     #[must_use]
     pub fn paced(self, percent: u32) -> Self {
-        let of = |wait: Duration| wait.saturating_mul(percent) / 100;
+        let of = |wait: Duration| (wait.saturating_mul(percent) / 100).min(Self::LONGEST);
         Self { base: of(self.base), longest: of(self.longest), ..self }
     }
 
@@ -188,6 +189,16 @@ mod tests {
                     prop_assert!(retry < policy.retries);
                 }
             }
+        }
+
+        #[test]
+        fn no_pace_makes_a_wait_longer_than_any_may_be(
+            class in 0..ErrorClass::ALL.len(), percent: u32, retry in 0u32..100, random: u32
+        ) {
+            let policy = ErrorClass::ALL[class].policy();
+            let wait = policy.paced(percent).wait(retry, random);
+            prop_assert_eq!(wait.is_some(), policy.wait(retry, random).is_some());
+            prop_assert!(wait.is_none_or(|wait| wait <= RetryPolicy::LONGEST), "{:?}", wait);
         }
     }
 }
