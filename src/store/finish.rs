@@ -1,6 +1,9 @@
 //! The end of an attempt, in one fenced transaction: what was found, where copies lie now, the attempt's history, the
 //! row's next status and the route's breaker. All of it or nothing.
 //!
+//! One package that cannot be moved decides for the transfer of its bundle: it fails. What the attempt verified of the other
+//! packages is written all the same, and their copies are there.
+//!
 //! An outcome may come late (it was spooled while the database was away) and twice (a commit's answer was lost). It
 //! counts as long as nobody has claimed the work since; its second copy meets its own `attempt` row.
 
@@ -320,8 +323,8 @@ async fn record(tx: &mut Tx, row: &WorkRow, outcome: &AttemptOutcome, all: &[Evi
     Ok(())
 }
 
-/// The origin's copies from which no retry reads better bytes. Without a word about which ones, all of them: a person
-/// has to look.
+/// The origin's copies from which no retry reads better bytes. Without a word about which ones, all those that this
+/// attempt did not bring over as they were registered: a person has to look.
 async fn suspect_source(
     tx: &mut Tx,
     row: &WorkRow,
@@ -340,6 +343,11 @@ async fn suspect_source(
         };
         let rows = tx.rows(text, args![row.work.number()]).await?;
         packages = rows.iter().map(|r| r.int("package_id").map(PackageId::new)).collect::<Result<_, _>>()?;
+        let arrived = |package| {
+            let mut evidence = outcome.evidence.iter();
+            evidence.any(|e| e.package == package && e.location == row.destination && e.is_equal())
+        };
+        packages.retain(|&package| !arrived(package));
     }
     for package in packages {
         doubt(tx, row, &outcome.worker, package, row.origin, "suspect", class.as_str()).await?;

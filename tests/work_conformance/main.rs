@@ -57,6 +57,7 @@ const CASES: &[Case] = cases![
     outcomes::failures_are_retried_as_their_class_says,
     outcomes::handed_back_work_is_no_failure,
     outcomes::a_bad_source_becomes_suspect,
+    outcomes::what_arrived_is_not_suspected_with_its_bundle,
     outcomes::work_that_nobody_claimed_has_no_end,
     outcomes::a_dead_link_pauses_its_route,
     outcomes::an_archive_transfer_ends_like_a_transfer,

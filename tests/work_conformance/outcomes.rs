@@ -219,6 +219,28 @@ pub(crate) async fn a_bad_source_becomes_suspect(bed: &Bed) {
     assert_eq!(bed.int("SELECT count(*) FROM physical_copy").await, 1, "and nothing arrived");
 }
 
+/// The worker looks at the destination only, so it cannot say at the origin which package it was.
+pub(crate) async fn what_arrived_is_not_suspected_with_its_bundle(bed: &Bed) {
+    bed.apply_topology().await;
+    let (good, bad) = (bed.register("good", "cologne/buffer").await, bed.register("bad", "cologne/buffer").await);
+    let bundle = bed.bundle(&[good, bad]).await;
+    let transfer = bed.transfer(bundle, "ccat_output_buffer", "cologne_buffer", 1, None).await.expect("plan");
+    bed.schedule(transfer).await;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let held = claim(&bed.store, &session).await.expect("work");
+    let mut outcome = completed(&held, "w");
+    outcome.evidence.retain(|e| e.package == good.package);
+    outcome.ending = Ending::Failed { class: ErrorClass::CorruptAtSource, chain: vec!["other bytes".into()] };
+    let recorded = bed.store.finish(&outcome, 0).await.expect("finish");
+    assert_eq!(recorded, Recorded::Now { status: Status::Failed, next_attempt_at: None });
+    let copies = |of: &str| format!("SELECT count(*) FROM physical_copy WHERE {of}");
+    let suspect = format!("verification = 'suspect' AND location_id = {}", held.origin.location.number());
+    assert_eq!(bed.int(&copies(&format!("{suspect} AND package_id = {}", bad.package.number()))).await, 1);
+    assert_eq!(bed.int(&copies("verification = 'suspect'")).await, 1);
+    let arrived = format!("verification = 'verified' AND package_id = {}", good.package.number());
+    assert_eq!(bed.int(&copies(&arrived)).await, 1, "the other one is there, though the transfer failed");
+}
+
 pub(crate) async fn work_that_nobody_claimed_has_no_end(bed: &Bed) {
     bed.apply_topology().await;
     let planned = bed.planned().await;
