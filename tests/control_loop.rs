@@ -584,6 +584,34 @@ fn a_package_that_is_gone_or_changed_says_so() {
 }
 
 #[test]
+fn one_bad_package_holds_up_no_other_of_its_bundle() {
+    let mut world = World::new("bundle", "origin", None);
+    let (names, bad) = (["a", "b", "c", "d"], ["a", "c"]);
+    for name in names {
+        fs::write(world.origin().join(name), name.repeat(1000)).expect("write a file");
+    }
+    let words = ["submit", "--from", "ccat/buffer", "--to", "cologne/buffer", "a", "b", "c", "d"];
+    world.say(words);
+    let planned = world.until("planned", |_| true);
+    let shown = world.history(planned["id"].as_str().expect("an id"));
+    assert_eq!(shown["packages"].as_array().map(Vec::len), Some(4), "one bundle: {shown}");
+    for name in bad {
+        fs::write(world.origin().join(name), b"another size").expect("write a file");
+    }
+    let _worker = world.worker("w1");
+    let row = world.until_status("failed");
+    assert_eq!(row["error_class"], "source_changed", "{row}");
+    for name in names {
+        assert_eq!(world.destination().join(name).exists(), !bad.contains(&name), "{name}");
+    }
+    world.assert_arrived("b");
+    world.assert_arrived("d");
+    let shown = world.history(planned["id"].as_str().expect("an id")).to_string();
+    assert!(shown.contains("2 of 4 packages failed, the first"), "{shown}");
+    assert!(shown.contains("a: ") || shown.contains("(a)"), "{shown}");
+}
+
+#[test]
 fn what_makes_no_sense_is_refused_on_the_command_line() {
     let world = World::new("refused", "origin", None);
     for (words, says) in [

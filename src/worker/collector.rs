@@ -3,7 +3,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::failure::{Failure, UNEXPECTED, class_of};
+use super::failure::{Failure, UNEXPECTED, class_of, reason};
 use crate::{
     chunk::{Digest, escape_bytes},
     engine::{Action, FailureClass, FileReport, Observer, Progress},
@@ -136,7 +136,7 @@ impl Observer for Collector {
     fn file(&self, report: &FileReport) {
         let mut seen = self.state();
         if let Action::Failed { class: FailureClass::Source, text } = &report.action
-            && text.contains(UNEXPECTED)
+            && reason(text, &[&report.path]).contains(UNEXPECTED)
         {
             let modified_at = report.modified_us.map(Timestamp::from_micros);
             seen.unexpected = Some(Unexpected { size_bytes: report.size, modified_at });
@@ -144,8 +144,9 @@ impl Observer for Collector {
         match &report.action {
             Action::Failed { class, text } if seen.failures.len() < MOST_TEXTS => {
                 let path = escape_bytes(&report.path);
+                let class = class_of(*class, text, &[&report.path]);
                 let text = if text.contains(&path) { text.clone() } else { format!("{path}: {text}") };
-                seen.failures.push(Failure::new(class_of(*class, &text), text));
+                seen.failures.push(Failure::new(class, text));
             }
             Action::Failed { .. } => {}
             action if report.digest.is_some() => {
@@ -229,5 +230,16 @@ mod tests {
         assert_eq!(seen.failures[0].class, crate::model::ErrorClass::NoSpace);
         assert!(seen.failures[0].chain[0].starts_with("f0: "), "{:?}", seen.failures[0]);
         assert_eq!(seen.files, 0);
+    }
+
+    #[test]
+    fn only_what_the_receiver_says_makes_a_source_unexpected() {
+        let collector = Collector::new(Meter::default());
+        let failed = |text: &str| Action::Failed { class: FailureClass::Source, text: text.into() };
+        collector.file(&report("was expected", failed("cannot open was expected: No such file"), "received", 0));
+        let seen = collector.seen();
+        assert_eq!((seen.unexpected, seen.failures[0].class), (None, crate::model::ErrorClass::MissingSource));
+        collector.file(&report("a", failed("a: the source has digest 1, but 2 was expected"), "received", 0));
+        assert_eq!(collector.seen().unexpected.map(|u| u.size_bytes), Some(10));
     }
 }

@@ -1,4 +1,5 @@
 use crate::{
+    chunk::escape_bytes,
     disk::{DiskError, DiskErrorKind},
     engine::{FailureClass, JobError},
     model::ErrorClass,
@@ -29,9 +30,20 @@ impl Failure {
         self
     }
 
-    /// An attempt of the engine that failed.
-    pub(super) fn of_job(error: &JobError) -> Self {
-        Self::new(class_of(error.class, &error.text), error.text.clone())
+    /// An attempt of the engine that failed, for a package of these paths.
+    pub(super) fn of_job(error: &JobError, paths: &[&[u8]]) -> Self {
+        Self::new(class_of(error.class, &error.text, paths), error.text.clone())
+    }
+
+    /// Whether it says something about one package only, so that others of its bundle may well go through.
+    pub(super) const fn is_of_one_package(&self) -> bool {
+        matches!(
+            self.class,
+            ErrorClass::MissingSource
+                | ErrorClass::SourceChanged
+                | ErrorClass::CorruptAtSource
+                | ErrorClass::DestinationDiffers
+        )
     }
 
     /// A file of our own end that cannot be looked at.
@@ -60,8 +72,8 @@ pub(super) enum End {
 pub(super) const UNEXPECTED: &str = "was expected";
 
 /// The one place where the engine's classes become the control plane's. The engine tells who is at fault; where one of its
-/// classes is several of ours, the text that came with it decides, because that is all that comes from the far end. The
-/// first row that fits holds.
+/// classes is several of ours, the text that came with it decides, because that is all that comes from the far end; but not
+/// the name of the file in it, which may be any word. The first row that fits holds.
 ///
 /// | engine | text holds | class |
 /// |---|---|---|
@@ -102,12 +114,36 @@ const TABLE: &[(FailureClass, &[&str], ErrorClass)] = &[
     (FailureClass::Bug, &[], ErrorClass::Bug),
 ];
 
-/// The class of a failure that the engine reports.
-pub(super) fn class_of(class: FailureClass, text: &str) -> ErrorClass {
+/// The class of a failure that the engine reports of one of these paths.
+pub(super) fn class_of(class: FailureClass, text: &str, paths: &[&[u8]]) -> ErrorClass {
+    let text = match class {
+        FailureClass::Source | FailureClass::Destination => reason(text, paths),
+        _ => text,
+    };
     TABLE
         .iter()
         .find(|(of, words, _)| *of == class && (words.is_empty() || words.iter().any(|w| text.contains(w))))
         .map_or(ErrorClass::Bug, |(_, _, to)| *to)
+}
+
+/// What a text says about a file, behind the name of it. Texts name a file, or a folder that it lies in, and then say what
+/// is wrong: `cannot write night/quota: No space left on device`.
+pub(super) fn reason<'a>(text: &'a str, paths: &[&[u8]]) -> &'a str {
+    for path in paths {
+        let mut named = *path;
+        while !named.is_empty() {
+            let name = format!("{}: ", escape_bytes(named));
+            if let Some(at) = text.find(&name) {
+                return &text[at + name.len()..];
+            }
+            named = &named[..named.iter().rposition(|&b| b == b'/').unwrap_or(0)];
+        }
+    }
+    // Another file's, such as one of ours beside it.
+    match text.split_once(": ") {
+        Some((what, reason)) if what.starts_with("cannot ") => reason,
+        _ => text,
+    }
 }
 
 #[cfg(test)]
@@ -150,13 +186,42 @@ mod tests {
             (FailureClass::Source, disk(Errno::ACCESS), ErrorClass::Configuration),
             (FailureClass::Source, disk(Errno::IO), ErrorClass::MissingSource),
         ] {
-            assert_eq!(class_of(class, &text), expected, "{text}");
+            assert_eq!(class_of(class, &text, &[b"a/b"]), expected, "{text}");
         }
         let busy = "the endpoint has as many sessions as it may have; try again later";
-        assert_eq!(class_of(FailureClass::Network, busy), ErrorClass::RemoteBusy);
+        assert_eq!(class_of(FailureClass::Network, busy, &[]), ErrorClass::RemoteBusy);
         let right = "\"p\" has no right to create in location \"x\"; the endpoint's settings grant it";
-        assert_eq!(class_of(FailureClass::Identity, right), ErrorClass::Configuration);
-        assert_eq!(class_of(FailureClass::Identity, "certificate unknown"), ErrorClass::Authentication);
+        assert_eq!(class_of(FailureClass::Identity, right, &[]), ErrorClass::Configuration);
+        assert_eq!(class_of(FailureClass::Identity, "certificate unknown", &[]), ErrorClass::Authentication);
+    }
+
+    #[test]
+    fn names_of_files_choose_no_class() {
+        let denied = |path: &str| DiskError::new("open", path, Errno::ACCESS).to_string();
+        for path in [
+            "calibration_changed",
+            "quota/x",
+            "was expected/No space: changed",
+            "a: No such file",
+            "quota\n/exists at the destination",
+            "night/os error 28)",
+        ] {
+            let source = |text: &str| class_of(FailureClass::Source, text, &[path.as_bytes()]);
+            let destination = |text: &str| class_of(FailureClass::Destination, text, &[path.as_bytes()]);
+            assert_eq!(source(&denied(path)), ErrorClass::Configuration, "{path}");
+            assert_eq!(source(&denied(&format!("/srv/data/{path}"))), ErrorClass::Configuration, "{path}");
+            assert_eq!(destination(&denied(path)), ErrorClass::Configuration, "{path}");
+            let folder = path.rsplit_once('/').map_or(path, |(folder, _)| folder);
+            assert_eq!(destination(&denied(folder)), ErrorClass::Configuration, "{folder}");
+            let full = DiskError::new("write", path, Errno::NOSPC).to_string();
+            assert_eq!(destination(&full), ErrorClass::NoSpace, "{path}");
+            let other = format!("{}: the source has digest 1, but 2 was expected", escape_bytes(path.as_bytes()));
+            assert_eq!(source(&other), ErrorClass::SourceChanged, "{path}");
+        }
+        // Not a file of the package.
+        let ours = DiskError::new("write", ".ccat-xfer/quota", Errno::ROFS).to_string();
+        assert_eq!(class_of(FailureClass::Destination, &ours, &[b"night"]), ErrorClass::Configuration);
+        assert_eq!(class_of(FailureClass::Source, "it changed", &[b"night"]), ErrorClass::SourceChanged);
     }
 
     /// Texts that another layer owns are found in its source, so that a change there is noticed here.

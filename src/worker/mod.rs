@@ -13,6 +13,10 @@
 //! tree's digest is known once all of it is there: one whose origin changed since it was registered lies at the destination
 //! under its name, is no verified copy, and its transfer fails as source_changed.
 //!
+//! **Bundles.** One package that is gone, was changed, or finds its name taken decides for the whole transfer, which fails
+//! with its class. The others of the bundle are moved all the same: their copies and records are written with that outcome,
+//! and the next attempt finds them equal. Any other failure (the link, a full disk, settings) ends the attempt where it is.
+//!
 //! **Order of things.** A hint (or the poll) and a free slot -> `claim_next` -> the hint is acknowledged -> the attempt runs,
 //! its lease is renewed beside it -> its outcome is written to this machine's disk and then to the database, and stays on
 //! the disk while the database is away. Nothing new is claimed while such an outcome waits.

@@ -70,7 +70,8 @@ struct Way {
 
 #[async_trait]
 impl Runner for Transfers {
-    /// Runs all packages of a claim, one after the other, until one fails.
+    /// Runs all packages of a claim, one after the other. What is wrong with one of them holds up no other; anything
+    /// else ends the attempt.
     async fn run(&self, claim: &Claim, meter: &Meter, cancel: &CancellationToken) -> Attempt {
         let mut attempt = Attempt::default();
         let way = match way(self, claim) {
@@ -80,6 +81,7 @@ impl Runner for Transfers {
                 return attempt;
             }
         };
+        let mut own = Vec::new();
         for member in &claim.members {
             if cancel.is_cancelled() {
                 attempt.failure = Some(Failure::new(ErrorClass::Cancelled, "stopped between two packages"));
@@ -90,14 +92,32 @@ impl Runner for Transfers {
             match carry(self, claim, member, &way, meter, cancel, &mut attempt).await {
                 Ok(()) => meter.finish(member.size_bytes),
                 Err(failure) => {
+                    meter.finish(0);
                     attempt.log.push(format!("{package}: {}: {}", failure.class, failure.chain.join(": ")));
-                    attempt.failure = Some(failure.during(package));
-                    break;
+                    let failure = failure.during(package);
+                    if !failure.is_of_one_package() {
+                        // It decides about the next attempt: behind it are packages that nobody has tried.
+                        attempt.failure = Some(failure);
+                        return attempt;
+                    }
+                    own.push(failure);
                 }
             }
         }
+        if let Some(failure) = first_of_packages(own, claim.members.len())
+            && attempt.failure.is_none()
+        {
+            attempt.failure = Some(failure);
+        }
         attempt
     }
+}
+
+/// The first failure of those that are packages' own, which speaks for the claim.
+fn first_of_packages(own: Vec<Failure>, packages: usize) -> Option<Failure> {
+    let failed = own.len();
+    let first = own.into_iter().next()?;
+    Some(if failed == 1 { first } else { first.during(format!("{failed} of {packages} packages failed, the first")) })
 }
 
 /// What can be refused before anything is touched.
@@ -206,7 +226,7 @@ async fn carry(
     };
     // A tree is known by the digest of the whole only, once all of it is there.
     let whole = (member.kind == PackageKind::File).then_some(Digest(expected.value));
-    let options = Options { job: job_of(claim, member), expected: whole, ..way.options.clone() };
+    let options = Options { job: job_of(claim, member, &expected), expected: whole, ..way.options.clone() };
     let collector = Arc::new(Collector::new(meter.clone()));
     let started = Instant::now();
     let result = reach::run(
@@ -236,7 +256,7 @@ async fn carry(
         Ok(summary) => {
             return Err(Failure::new(ErrorClass::Bug, format!("{} entries failed without a reason", summary.failed)));
         }
-        Err(error) => return Err(Failure::of_job(&error)),
+        Err(error) => return Err(Failure::of_job(&error, &[&member.source_path, &member.relative_path])),
     };
     attempt.log.push(told(member, &summary, started));
     let evidence = evidence(here, claim, member, way, &expected, &seen, &summary, started)?;
@@ -397,7 +417,7 @@ fn told(member: &Member, summary: &Summary, started: Instant) -> String {
 
 /// The same for every attempt of a transfer, so that the receiver's journal resumes it, and another one for every other
 /// transfer: the place and the identity are in it, because the numbers of another database may be the same.
-fn job_of(claim: &Claim, member: &Member) -> JobId {
+fn job_of(claim: &Claim, member: &Member, identity: &PackageDigest) -> JobId {
     let mut hasher = blake3::Hasher::new_derive_key("ccat-xfer 2026 job of a transfer");
     for part in [
         claim.work.table().as_bytes(),
@@ -408,9 +428,8 @@ fn job_of(claim: &Claim, member: &Member) -> JobId {
         hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
     }
     hasher.update(&claim.work.number().to_le_bytes()).update(&member.package.number().to_le_bytes());
-    for digest in &member.digests {
-        hasher.update(&digest.value);
-    }
+    // No other digest: one that is added later makes no other package.
+    hasher.update(&identity.value);
     let mut job = [0; 16];
     hasher.finalize_xof().fill(&mut job);
     JobId(job)
@@ -451,6 +470,15 @@ fn host_and_port(address: &str) -> Option<(String, u16)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_package_speaks_for_all() {
+        let failure = |text: &str| Failure::new(ErrorClass::MissingSource, text);
+        assert_eq!(first_of_packages(Vec::new(), 3), None);
+        assert_eq!(first_of_packages(vec![failure("a")], 3), Some(failure("a")));
+        let two = first_of_packages(vec![failure("a"), Failure::new(ErrorClass::SourceChanged, "b")], 3);
+        assert_eq!(two, Some(failure("a").during("2 of 3 packages failed, the first")));
+    }
 
     #[test]
     fn addresses_name_a_host_and_a_port() {
