@@ -118,8 +118,7 @@ impl ReceiptWriter {
         self.dir.rename(&self.name, &self.dir, &receipts_name(self.job))?;
         self.finished = true;
         self.dir.sync()?;
-        remove_oldest(&self.dir)?;
-        remove_old_fences(&self.dir, KEPT_FENCES, FENCE_AGE)?;
+        keep_house(&self.dir);
         Ok(true)
     }
 }
@@ -183,6 +182,20 @@ fn remove_stale(dir: &Dir) -> Result<(), JournalError> {
     Ok(())
 }
 
+/// Forgets what is old. The job is done, whatever becomes of this: the next one looks again.
+fn keep_house(dir: &Dir) {
+    let told = |result: Result<(), JournalError>| {
+        if let Err(error) = result {
+            tracing::debug!(%error, "old receipts or fences were not removed");
+        }
+    };
+    told(remove_oldest(dir));
+    // Very many have to be looked at. By chance, so that programs which run one job each have their turn too.
+    if rand::random_range(0..FENCES_EVERY) == 0 {
+        told(remove_old_fences(dir, KEPT_FENCES, FENCE_AGE));
+    }
+}
+
 fn remove_oldest(dir: &Dir) -> Result<(), JournalError> {
     let names = names_with(dir, FINISHED)?;
     let Some(surplus) = names.len().checked_sub(MAX_KEPT_JOBS).filter(|n| *n > 0) else { return Ok(()) };
@@ -226,6 +239,8 @@ fn unfinished_name(random: u64) -> Vec<u8> {
     [format!("{random:016x}").as_bytes(), UNFINISHED].concat()
 }
 
+/// Jobs between two looks for old fences, on average.
+const FENCES_EVERY: u32 = 1024;
 const FINISHED: &[u8] = b".receipts";
 const UNFINISHED: &[u8] = b".new";
 const MAX_OWNER_BYTES: usize = 255;
