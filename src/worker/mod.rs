@@ -34,6 +34,7 @@ mod fault;
 mod figures;
 mod finish;
 mod intake;
+mod lasting;
 mod lease;
 mod runner;
 mod slots;
@@ -68,6 +69,7 @@ pub use self::fault::{Moment, Plan, Planted};
 pub use self::{collector::Meter, failure::Failure, runner::Transfers, spool::SpoolError};
 use self::{
     figures::Figures,
+    lasting::Lasting,
     slots::Slots,
     spool::Spool,
     stop::{Stop, Why},
@@ -209,11 +211,14 @@ pub async fn run(
     Figures::register(&shared, metrics);
     let name = |task: &str| format!("worker {}: {task}", shared.config.name);
     let limit = (shared.config.poll * 10).max(Duration::from_secs(60));
-    let replay = tokio::spawn(spool::replay(Arc::clone(&shared), health.heartbeat(name("spool"), limit)));
-    let hearts = tokio::spawn(heartbeats(Arc::clone(&shared), health.heartbeat(name("heartbeat"), limit)));
+    let pause = shared.config.renew_every;
+    let (here, pulse) = (Arc::clone(&shared), health.heartbeat(name("spool"), limit));
+    let replay = Lasting::start(name("spool"), pause, move || spool::replay(Arc::clone(&here), pulse.clone()));
+    let (here, pulse) = (Arc::clone(&shared), health.heartbeat(name("heartbeat"), limit));
+    let hearts = Lasting::start(name("heartbeat"), pause, move || heartbeats(Arc::clone(&here), pulse.clone()));
     intake::run(&shared, broker, health.heartbeat(name("intake"), limit)).await;
     drain(&shared, hearts).await;
-    replay.abort();
+    replay.end().await;
     if shared.spool.waiting() > 0 {
         tracing::warn!(waiting = shared.spool.waiting(), "outcomes stay spooled; the next start writes them");
     }
@@ -313,7 +318,7 @@ fn room(places: &BTreeMap<String, Place>) -> Vec<(QueueName, u64)> {
 }
 
 /// After the gate has closed: lets attempts finish for a while, then hands back what is left.
-async fn drain(shared: &Arc<Shared>, hearts: JoinHandle<()>) {
+async fn drain(shared: &Arc<Shared>, hearts: Lasting) {
     if !shared.running().is_empty() {
         say_goodbye(shared.store.drain_worker(&shared.session)).await;
     }
@@ -327,8 +332,7 @@ async fn drain(shared: &Arc<Shared>, hearts: JoinHandle<()>) {
         let _ = tokio::time::timeout(HAND_BACK_LIMIT, shared.slots.all_free()).await;
     }
     // First: a heartbeat behind the goodbye would have the worker back.
-    hearts.abort();
-    let _ = hearts.await;
+    hearts.end().await;
     say_goodbye(shared.store.stop_worker(&shared.session)).await;
     tracing::info!(worker = shared.config.name, "the worker has stopped");
 }
