@@ -3,6 +3,7 @@
 
 mod chain;
 mod compare;
+mod patience;
 mod relay;
 mod table;
 mod tree;
@@ -23,6 +24,7 @@ pub(super) use self::relay::Link;
 use self::{
     chain::{Chain, DESTINATION, ORIGIN, Plan},
     compare::{Contents, What},
+    patience::{Hopeless, Patience, refuse_full},
     table::{Changes, Row},
     tree::Shape,
 };
@@ -159,9 +161,14 @@ impl Running<'_> {
         if self.cancel.is_cancelled() {
             return Ok(false);
         }
+        let root = Root::open(plan.destination);
+        let free = root.and_then(|root| root.free_bytes());
+        let free = free.map_err(|error| JobError::new(FailureClass::Destination, error.to_string()))?;
+        refuse_full(packages.iter().fold(0, |sum, p| sum.saturating_add(p.size_bytes)), free, plan.destination)?;
         planted::spoil_origin(plan.origin, &packages);
         chain.submit(packages).await?;
         let (began, mut changes) = (Instant::now(), Changes::default());
+        let mut patience = Patience::new(began);
         loop {
             let rows = chain.look().await?;
             let over = rows.iter().all(Row::is_over);
@@ -174,6 +181,27 @@ impl Running<'_> {
                 self.screen.clear();
                 self.screen.print(&format!("\n{}\n", table::whole(rows, usize::MAX, began.elapsed())));
                 return Ok(true);
+            }
+            match patience.look(rows, Instant::now()) {
+                Some(Hopeless::Full(transfer)) => {
+                    let transfer = transfer.id;
+                    let (_, why) = chain.failure(transfer).await?;
+                    let text = format!("{DESTINATION} is full: {why}; TMPDIR names where the demo's files go");
+                    return Err(JobError::new(FailureClass::Destination, text));
+                }
+                Some(Hopeless::Still(row)) => {
+                    let (transfer, name, state) = (row.transfer.as_ref().map(|t| t.id), row.name.clone(), row.state());
+                    let (class, why) = match transfer {
+                        Some(transfer) => chain.failure(transfer).await?,
+                        // What the planner waits for.
+                        None => (None, format!("{DESTINATION} may have no room, and TMPDIR names where it lies")),
+                    };
+                    let why = if why.is_empty() { "no error was told".to_owned() } else { why };
+                    let text =
+                        format!("nothing has moved for {} s: {name} is {state}; {why}", patience::LONGEST.as_secs());
+                    return Err(JobError::new(class.unwrap_or(FailureClass::Destination), text));
+                }
+                None => {}
             }
             if chain.has_ended() {
                 return Err(JobError::new(

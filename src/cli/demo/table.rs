@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// A package on its way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Row {
     pub(super) id: PackageId,
     /// Escaped.
@@ -48,7 +48,8 @@ impl Row {
         self.transfer.as_ref().is_some_and(|t| t.status == Status::Completed)
     }
 
-    fn state(&self) -> String {
+    /// In a word or two.
+    pub(super) fn state(&self) -> String {
         let Some(t) = &self.transfer else { return "registered".to_owned() };
         match t.status {
             Status::InProgress => {
