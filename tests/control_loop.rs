@@ -592,8 +592,8 @@ fn one_bad_package_holds_up_no_other_of_its_bundle() {
     }
     let words = ["submit", "--from", "ccat/buffer", "--to", "cologne/buffer", "a", "b", "c", "d"];
     world.say(words);
-    let planned = world.until("planned", |_| true);
-    let shown = world.history(planned["id"].as_str().expect("an id"));
+    world.until("planned", |_| true);
+    let shown = world.history("t1");
     assert_eq!(shown["packages"].as_array().map(Vec::len), Some(4), "one bundle: {shown}");
     for name in bad {
         fs::write(world.origin().join(name), b"another size").expect("write a file");
@@ -606,7 +606,7 @@ fn one_bad_package_holds_up_no_other_of_its_bundle() {
     }
     world.assert_arrived("b");
     world.assert_arrived("d");
-    let shown = world.history(planned["id"].as_str().expect("an id")).to_string();
+    let shown = world.history("t1").to_string();
     assert!(shown.contains("2 of 4 packages failed, the first"), "{shown}");
     assert!(shown.contains("a: ") || shown.contains("(a)"), "{shown}");
 }

@@ -92,7 +92,6 @@ impl Runner for Transfers {
             match carry(self, claim, member, &way, meter, cancel, &mut attempt).await {
                 Ok(()) => meter.finish(member.size_bytes),
                 Err(failure) => {
-                    meter.finish(0);
                     attempt.log.push(format!("{package}: {}: {}", failure.class, failure.chain.join(": ")));
                     let failure = failure.during(package);
                     if !failure.is_of_one_package() {
@@ -100,6 +99,7 @@ impl Runner for Transfers {
                         attempt.failure = Some(failure);
                         return attempt;
                     }
+                    meter.finish(0);
                     own.push(failure);
                 }
             }
