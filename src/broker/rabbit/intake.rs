@@ -5,7 +5,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -104,7 +104,7 @@ impl Demand {
         Waiting(self)
     }
 
-    fn is_over(&self, hold: std::time::Duration) -> bool {
+    fn is_over(&self, hold: Duration) -> bool {
         !self.waiting.load(Ordering::SeqCst)
             && self.last.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= hold
     }
@@ -211,7 +211,9 @@ pub(in crate::broker) struct Held {
 impl Held {
     pub(in crate::broker) async fn ack(mut self) -> bool {
         let Some(acker) = self.acker.take() else { return false };
-        let acknowledged = matches!(acker.ack(BasicAckOptions::default()).await, Ok(true));
+        // The library may never tell of one that a connection took with it. The broker delivers it again.
+        let told = in_time("acknowledging a hint", ACK_LIMIT, acker.ack(BasicAckOptions::default())).await;
+        let acknowledged = matches!(told, Ok(Ok(true)));
         if acknowledged {
             self.figures.count_acknowledged();
         }
@@ -231,6 +233,9 @@ impl Drop for Held {
         }
     }
 }
+
+/// For an acknowledgement to leave: nothing comes back for it.
+const ACK_LIMIT: Duration = Duration::from_secs(10);
 
 struct Intake {
     queue: QueueName,
