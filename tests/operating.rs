@@ -201,7 +201,9 @@ fn figures_move_and_health_proves_progress() {
         let bodies = (bodies.0.1, bodies.1.1);
         let packages = figure(&bodies.1, "ccat_xfer_worker_verified_packages_total");
         let missed = figure(&bodies.1, "ccat_xfer_worker_attempts_total{end=\"missing_source\"}");
-        if packages >= Some(1.0) && missed >= Some(1.0) {
+        // Counted once the database has it, which is somewhat later.
+        let written = bodies.1.contains("# TYPE ccat_xfer_worker_outcomes counter");
+        if packages >= Some(1.0) && missed >= Some(1.0) && written {
             break bodies;
         }
         assert!(Instant::now() < end, "{}\n{}", bodies.0, bodies.1);
