@@ -442,14 +442,16 @@ fn resident_kib() -> u64 {
 /// Makes the table hold `to` rows of each kind instead of `from`: requests without a bundle, transfers that wait to be
 /// offered, that are offered, and that are over. By copying, without triggers: a million registrations would take an hour.
 async fn grow(world: &World, from: u64, to: u64) {
-    let (head, series, hash, boolean) = match world.bed.store.backend() {
+    let (over, head, series, hash, boolean) = match world.bed.store.backend() {
         Backend::Sqlite => (
+            "",
             format!("WITH RECURSIVE s(n) AS (VALUES({from}) UNION ALL SELECT n + 1 FROM s WHERE n < {to} - 1)"),
             "s".to_owned(),
             "CAST(printf('%032d', n) AS BLOB)",
             ["0", "1"],
         ),
         Backend::Postgres => (
+            "OVERRIDING SYSTEM VALUE",
             String::new(),
             format!("generate_series({from}::bigint, {to}::bigint - 1) AS s(n)"),
             "convert_to(lpad(n::text, 32, '0'), 'UTF8')",
@@ -460,26 +462,28 @@ async fn grow(world: &World, from: u64, to: u64) {
     let (here, there) = (world.bed.location("ccat_buffer").await, world.bed.location("cologne_buffer").await);
     let site = world.bed.int("SELECT id FROM site WHERE short_name = 'cologne'").await;
     let route = world.bed.int("SELECT id FROM data_transfer_route").await;
-    // Ids far from those that are given out.
+    // Ids far from those that are given out, before and after: the databases go on behind the largest one.
     const BASE: u64 = 1 << 40;
+    let base_of = |kind: u64| BASE * kind + (from << 12);
+    let packages = base_of(1);
     let by = "'bench', 'bench'";
     let mut texts = vec![
         format!(
             "INSERT INTO raw_data_package (id, name, kind, origin_location_id, relative_path, size_bytes, file_count, \
-             identity, changed_by, change_reason) {head} SELECT {BASE} + n, 'p', 'file', {here}, {hash}, 1000, 1, \
+             identity, changed_by, change_reason) {over} {head} SELECT {packages} + n, 'p', 'file', {here}, {hash}, 1000, 1, \
              {hash}, {by} FROM {series}"
         ),
         format!(
-            "INSERT INTO package_digest (package_id, algorithm, digest) {head} SELECT {BASE} + n, 'blake3', {hash} FROM {series}"
+            "INSERT INTO package_digest (package_id, algorithm, digest) {over} {head} SELECT {packages} + n, 'blake3', {hash} FROM {series}"
         ),
         // Where somebody else decides which location it will be.
         format!(
             "INSERT INTO transfer_request (id, package_id, origin_location_id, destination_site_id, requested_by) \
-             {head} SELECT {BASE} + n, {BASE} + n, {here}, {site}, 'bench' FROM {series}"
+             {head} SELECT {packages} + n, {packages} + n, {here}, {site}, 'bench' FROM {series}"
         ),
     ];
     for (kind, status) in (1_u64..).zip(["pending", "scheduled", "completed"]) {
-        let base = BASE * (1 + kind);
+        let base = base_of(1 + kind);
         texts.push(format!(
             "INSERT INTO data_transfer_package (id, origin_location_id, size_bytes, package_count, created_by) \
              {head} SELECT {base} + n, {here}, 1000, 1, 'bench' FROM {series}"
@@ -488,15 +492,16 @@ async fn grow(world: &World, from: u64, to: u64) {
         texts.push(format!(
             "INSERT INTO data_transfer (id, data_transfer_package_id, route_id, origin_location_id, \
              destination_location_id, queue_location_id, ready, status, bytes_total, settled, finished_at, changed_by, \
-             change_reason) {head} SELECT {base} + n, {base} + n, {route}, {here}, {there}, {here}, {yes}, '{status}', \
+             change_reason) {over} {head} SELECT {base} + n, {base} + n, {route}, {here}, {there}, {here}, {yes}, '{status}', \
              1000, {settled}, {end}, {by} FROM {series}"
         ));
     }
     // What is offered has its package.
+    let (offered, bundles) = (base_of(2), base_of(3));
     texts.push(format!(
         "INSERT INTO transfer_request (id, package_id, origin_location_id, destination_site_id, destination_location_id, \
-         data_transfer_package_id, planned_at, requested_by) {head} SELECT {BASE} * 2 + n, {BASE} + n, {here}, {site}, \
-         {there}, {BASE} * 3 + n, 5, 'bench' FROM {series}"
+         data_transfer_package_id, planned_at, requested_by) {over} {head} SELECT {offered} + n, {packages} + n, {here}, {site}, \
+         {there}, {bundles} + n, 5, 'bench' FROM {series}"
     ));
     match &world.bed.raw {
         Raw::Sqlite(pool) => {
