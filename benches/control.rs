@@ -479,14 +479,14 @@ async fn grow(world: &World, from: u64, to: u64) {
         // Where somebody else decides which location it will be.
         format!(
             "INSERT INTO transfer_request (id, package_id, origin_location_id, destination_site_id, requested_by) \
-             {head} SELECT {packages} + n, {packages} + n, {here}, {site}, 'bench' FROM {series}"
+             {over} {head} SELECT {packages} + n, {packages} + n, {here}, {site}, 'bench' FROM {series}"
         ),
     ];
     for (kind, status) in (1_u64..).zip(["pending", "scheduled", "completed"]) {
         let base = base_of(1 + kind);
         texts.push(format!(
             "INSERT INTO data_transfer_package (id, origin_location_id, size_bytes, package_count, created_by) \
-             {head} SELECT {base} + n, {here}, 1000, 1, 'bench' FROM {series}"
+             {over} {head} SELECT {base} + n, {here}, 1000, 1, 'bench' FROM {series}"
         ));
         let (settled, end) = if status == "completed" { (yes, "5") } else { (no, "NULL") };
         texts.push(format!(
