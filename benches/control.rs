@@ -16,6 +16,15 @@
 //! - *latency*: 100 packages a second are registered; the time runs from the return of that commit to the return of the
 //!   claim's. Between them stand the plan's commit, the hint's way, and the claim's commit.
 //! - *rows*: `claim_next` and a look of the planner with a thousand and with a million rows that wait.
+//!
+//! What it taught (two cores, fsync p50 0.15 ms):
+//!
+//! - Transfers of no length ran at 35 a second on PostgreSQL, 64 every 2 s: nobody told the planner that its offers were
+//!   used up. Looking again 20 ms after an offer made 195 of it; SQLite does 318. The target of 1,000 is not met: a claim
+//!   and an outcome cost some fifteen round trips, and each worker claims in one loop.
+//! - At 100 a second PostgreSQL's p50 is 17 to 20 ms and SQLite's 24 to 700 ms, against a limit of 11 ms.
+//! - A hundred times the rows: PostgreSQL's claim costs the same, SQLite's 13 to 23 times as much, and the planner's tick
+//!   13 and 4 times, because it adds up all that is bound for a place. The limit is 2.
 
 #[allow(dead_code, reason = "the tests of the schema use the rest of it")]
 #[path = "../tests/store_conformance/bed.rs"]

@@ -3,7 +3,8 @@
 //! | loop | does | how often, unless it is woken |
 //! |---|---|---|
 //! | intake | rows that other programs inserted become packages and requests | 2 s |
-//! | planner | settles what ended, makes bundles and transfers, offers work to workers | 2 s |
+//! | planner | makes bundles and transfers, offers work to workers; after an offer it looks again soon | 2 s |
+//! | settler | draws the consequences of what ended: states of packages, further archives, another buffer | 2 s |
 //! | relay | publishes the outbox; a hint is marked sent once the broker has confirmed it | 1 s |
 //! | sweeper | offers again what lost its lease, hints again what nobody claimed, marks dead workers | 2 s |
 //! | burial | keeps messages that nobody understood in a table | as they come |
