@@ -14,9 +14,12 @@
 //! - `endpoint`: what a running `serve` accepts, and for whom.
 //! - [`model`] (pure): the words of the control plane.
 //! - [`store`]: its databases. Its module doc says what is persisted, and why each constraint holds.
+//! - [`archive`]: where packages rest for good: disk, S3, tape by command.
 //! - `manager`, `worker`: the daemons: what schedules, and what moves.
 //! - `config`, `cli`: settings and the command line.
 
+#[cfg(feature = "control")]
+pub mod archive;
 #[cfg(feature = "control")]
 pub mod broker;
 #[cfg(feature = "engine")]

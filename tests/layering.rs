@@ -34,11 +34,13 @@ const EDGES: &[(&str, &[&str])] = &[
     ("reach", &["chunk", "protocol", "buf", "disk", "net", "journal", "engine", "endpoint"]),
     ("model", &["chunk", "config::units"]),
     ("store", &["chunk", "model"]),
+    ("archive", &["chunk", "buf", "disk", "journal", "protocol", "engine", "secret", "task", "model"]),
     ("config::units", &[]),
     ("manager", &["broker", "chunk", "model", "store", "task", "telemetry"]),
     (
         "worker",
         &[
+            "archive",
             "chunk",
             "protocol::Evidence",
             "disk",
@@ -55,6 +57,7 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "config",
         &[
+            "archive",
             "chunk",
             "protocol",
             "buf",
@@ -74,6 +77,7 @@ const EDGES: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "archive",
             "chunk",
             "protocol",
             "buf",

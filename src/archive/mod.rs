@@ -1,0 +1,163 @@
+//! Where packages rest for good: archives on disk, in an S3 store, on tape behind its own client.
+//!
+//! An [`Archive`] keeps bytes and gives them back; it decides nothing. Who asks (`worker::archiving`) compares what was read
+//! back with what was registered, and only that is evidence. No database is known here.
+//!
+//! **Names.** A package rests under a key made of its path and its digest: other bytes at the same path are another
+//! package and lie beside it. Nothing that rests is ever overwritten.
+//!
+//! **Order.** `put` (resumed where an earlier attempt left it) -> `read_back` -> `write_sidecar`. A package without a
+//! sidecar is one whose archiving has not ended.
+
+mod error;
+
+use std::fmt;
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    chunk::{Digest, RelPath},
+    disk::Root,
+    model::{PackageDigest, PackageKind, StorageType, Timestamp},
+};
+
+pub use error::ArchiveError;
+
+/// A package as an archive needs to know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Package {
+    /// File or tree.
+    pub kind: PackageKind,
+    /// Path below the root of its origin.
+    pub relative_path: RelPath,
+    /// Bytes of all its files.
+    pub size_bytes: u64,
+    /// Files in it; 1 for a file.
+    pub file_count: u64,
+    /// What it must be: blake3 of a file, the tree digest of a tree.
+    pub expected: PackageDigest,
+}
+
+/// Whose turn it is to write. Equal for every attempt of one piece of work, but for the fence, which only rises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// The piece of work.
+    pub job: [u8; 16],
+    /// The claim. An archive that can refuses a lower one than it has seen.
+    pub fence: u64,
+    /// Whether what rests there is known to be corrupt and is to be replaced: it is kept under another name until the new
+    /// bytes were read back.
+    pub replace: bool,
+}
+
+/// Where a package is read from when it is put: a folder of this machine, below which its path is looked up.
+#[derive(Debug)]
+pub struct Source<'a> {
+    /// The location's root.
+    pub root: &'a Root,
+    /// Path of the package below it.
+    pub path: &'a RelPath,
+}
+
+/// Counts bytes as they are safe (put) or read (read-back).
+pub trait Progress: fmt::Debug + Send + Sync {
+    /// So many more.
+    fn advance(&self, bytes: u64);
+}
+
+/// How the bytes of a reading were had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadHow {
+    /// Past the page cache (`O_DIRECT`).
+    Direct,
+    /// After they were seen to be gone from the page cache.
+    Dropped,
+    /// Perhaps from the page cache.
+    Cached,
+    /// By a GET from a store elsewhere.
+    RemoteGet,
+    /// By the archive system's own command.
+    Command,
+    /// Not read: the archive system vouches for them (a checksum of its own), as its policy allows.
+    Vouched,
+}
+
+/// What an archive holds of a package, as read from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Of the algorithm of [`Package::expected`].
+    pub digest: Digest,
+    /// Bytes of all files.
+    pub size_bytes: u64,
+    /// Files.
+    pub file_count: u64,
+    /// How.
+    pub how: ReadHow,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Timestamp,
+}
+
+/// What an archive did with a package that was put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// It was written; so many bytes of it were there from an earlier attempt.
+    Written {
+        /// Bytes that did not travel again.
+        resumed_bytes: u64,
+    },
+    /// It lay there already. Its bytes are judged by the read-back alone.
+    Found,
+}
+
+/// Keeps packages. One conformance suite holds every implementation to the same promises.
+#[async_trait]
+pub trait Archive: fmt::Debug + Send + Sync {
+    /// What it is made of.
+    fn medium(&self) -> StorageType;
+
+    /// Bytes that it may still take, if it can tell.
+    async fn free_bytes(&self) -> Result<Option<u64>, ArchiveError>;
+
+    /// Puts a package under its key, whole or not at all; resumes what an earlier attempt of the same job left. When it
+    /// returns, the archive has said that the bytes are safe.
+    async fn put(
+        &self,
+        package: &Package,
+        source: &Source<'_>,
+        turn: &Turn,
+        progress: &dyn Progress,
+        cancel: &CancellationToken,
+    ) -> Result<Stored, ArchiveError>;
+
+    /// Reads all of a package from the archive and says what it found, equal or not.
+    async fn read_back(
+        &self,
+        package: &Package,
+        progress: &dyn Progress,
+        cancel: &CancellationToken,
+    ) -> Result<Reading, ArchiveError>;
+
+    /// Puts the sidecar beside a package, replacing an older one whole.
+    async fn write_sidecar(&self, package: &Package, sidecar: &[u8]) -> Result<(), ArchiveError>;
+
+    /// Names of all sidecars after `after`, at most `limit`, in order.
+    async fn sidecars(&self, after: Option<&str>, limit: usize) -> Result<Vec<String>, ArchiveError>;
+
+    /// One of them, at most 16 MiB.
+    async fn read_sidecar(&self, name: &str) -> Result<Vec<u8>, ArchiveError>;
+
+    /// Copies a package out, to be the source of a repair elsewhere: below `folder`, under the package's own path.
+    async fn fetch(
+        &self,
+        package: &Package,
+        folder: &Root,
+        progress: &dyn Progress,
+        cancel: &CancellationToken,
+    ) -> Result<(), ArchiveError>;
+
+    /// Removes what was set aside when the package was replaced. Called once the new bytes were read back.
+    async fn forget_replaced(&self, package: &Package) -> Result<(), ArchiveError>;
+}
