@@ -24,7 +24,7 @@ pub use durable::write_file;
 pub use error::{DiskError, DiskErrorKind};
 pub use lock::{LockOutcome, lock_file};
 pub use meta::{FileKind, FileMeta, Identity, Stat, Timestamp};
-pub use readback::{ReadBack, ReadMethod, read_back};
+pub use readback::{ReadBack, ReadMethod, read_back, read_back_watched};
 pub use root::{RESERVED_NAME, Root, is_reserved, shown_path};
 pub use source::SourceFile;
 pub use space::{Reservation, SyncScope, sync_file_system, sync_scope};

@@ -54,6 +54,16 @@ impl ReadBack {
 ///
 /// `expected` says which file it must be: another inode or length is `Changed`. An error of the sync is final.
 pub fn read_back(dir: &Dir, name: &[u8], expected: &Identity) -> Result<ReadBack, DiskError> {
+    read_back_watched(dir, name, expected, &mut |_| true)
+}
+
+/// As [`read_back`]. `watch` hears how many more bytes were read, and ends the reading with an error if it says no.
+pub fn read_back_watched(
+    dir: &Dir,
+    name: &[u8],
+    expected: &Identity,
+    watch: &mut dyn FnMut(u64) -> bool,
+) -> Result<ReadBack, DiskError> {
     let started = SystemTime::now();
     let error = |e: io::Error| DiskError::new("read back", dir.child(name), e);
     let file = dir.open_read(name)?;
@@ -67,7 +77,7 @@ pub fn read_back(dir: &Dir, name: &[u8], expected: &Identity) -> Result<ReadBack
         && let Some(direct) = dir.open_direct(name)?
     {
         check(dir, name, &direct, expected)?;
-        match hash(&direct, expected.size) {
+        match hash(&direct, expected.size, watch) {
             Ok(digest) => return Ok(done(digest, ReadMethod::Direct)),
             // Some file systems take the flag and then refuse the reads.
             Err(e) if Errno::from_io_error(&e) == Some(Errno::INVAL) => {}
@@ -76,7 +86,7 @@ pub fn read_back(dir: &Dir, name: &[u8], expected: &Identity) -> Result<ReadBack
     }
     let method = if is_out_of_cache(&file, expected.size) { ReadMethod::Dropped } else { ReadMethod::Cached };
     let _ = rustix::fs::fadvise(&file, 0, None, Advice::Sequential);
-    Ok(done(hash(&file, expected.size).map_err(error)?, method))
+    Ok(done(hash(&file, expected.size, watch).map_err(error)?, method))
 }
 
 fn check(dir: &Dir, name: &[u8], file: &File, expected: &Identity) -> Result<(), DiskError> {
@@ -88,7 +98,7 @@ fn check(dir: &Dir, name: &[u8], file: &File, expected: &Identity) -> Result<(),
     }
 }
 
-fn hash(file: &File, size: u64) -> io::Result<Digest> {
+fn hash(file: &File, size: u64, watch: &mut dyn FnMut(u64) -> bool) -> io::Result<Digest> {
     let mut buffer = Buffer::detached(READ_BYTES);
     let mut hasher = blake3::Hasher::new();
     let mut offset = 0;
@@ -101,7 +111,11 @@ fn hash(file: &File, size: u64) -> io::Result<Digest> {
             other => other?,
         };
         hasher.update(&buffer[..n]);
-        offset += u64::try_from(n).map_err(io::Error::other)?;
+        let n = u64::try_from(n).map_err(io::Error::other)?;
+        offset += n;
+        if !watch(n) {
+            return Err(io::Error::other("the reading was stopped"));
+        }
     }
     Ok(Digest(*hasher.finalize().as_bytes()))
 }
