@@ -25,7 +25,7 @@ pub use link::{
     LinkError, accept as accept_link, await_answer, hear_hello, hear_hello_whenever, introduce, proves, refuse,
     run as run_link,
 };
-pub use measure::{Measured, measure};
+pub use measure::{Look, MeasureError, Measured, measure, measure_by};
 pub use pace::Pace;
 pub use places::{Home, Opened, Places, resolve_destination, top_name, unfinished_name};
 pub use receipts::{Kept, KeptTree, ask_receipts};
