@@ -4,6 +4,7 @@
 //! session; [`push`], [`pull`] and [`accept`] hold the handshake and drive the machine to its end.
 
 mod attempts;
+mod here;
 mod job;
 mod link;
 mod measure;
@@ -20,6 +21,7 @@ pub mod walk;
 use std::time::Duration;
 
 pub use attempts::Attempts;
+pub use here::copy_here;
 pub use job::{Direction, JobError, JobId, Options, Remote, RemotePath, TransportChoice};
 pub use link::{
     LinkError, accept as accept_link, await_answer, hear_hello, hear_hello_whenever, introduce, proves, refuse,
