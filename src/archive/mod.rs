@@ -9,7 +9,13 @@
 //! **Order.** `put` (resumed where an earlier attempt left it) -> `read_back` -> `write_sidecar`. A package without a
 //! sidecar is one whose archiving has not ended.
 
+mod disk;
 mod error;
+mod failure;
+mod fault;
+mod key;
+mod origin;
+mod watch;
 
 use std::fmt;
 
@@ -22,7 +28,10 @@ use crate::{
     model::{PackageDigest, PackageKind, StorageType, Timestamp},
 };
 
+pub use disk::{Disk, MARKER};
 pub use error::ArchiveError;
+#[cfg(any(test, feature = "faults"))]
+pub use fault::Lies;
 
 /// A package as an archive needs to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +103,8 @@ pub struct Reading {
     pub file_count: u64,
     /// How.
     pub how: ReadHow,
+    /// Of what was not read ([`ReadHow::Vouched`]): who vouches for it, by what algorithm, or why nobody needs to.
+    pub vouched_by: Option<String>,
     /// When it began.
     pub started_at: Timestamp,
     /// When it ended.

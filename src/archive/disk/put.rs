@@ -1,0 +1,231 @@
+//! A package comes to rest.
+
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    super::{
+        ArchiveError, Progress, Source, Stored, Turn, failure, origin,
+        watch::{Watch, blocking, observer},
+    },
+    INCOMING, Work, below, modes, rest,
+};
+use crate::{
+    chunk::{Digest, RelPath},
+    disk::{DiskError, DiskErrorKind, FileKind, FileMeta, Root},
+    engine::{JobId, Options, Summary, copy_here},
+    journal::{Jobs, JournalError},
+    model::{ErrorClass, PackageKind},
+};
+
+/// Chunk buffers of each end of a copy within this machine.
+const MEMORY_BYTES: usize = 48 << 20;
+
+/// One attempt sets no more aside than this: replacing does not help.
+const MAX_ASIDE: u32 = 8;
+
+/// What is to be done about a package.
+enum Ready {
+    /// It rests there already.
+    Found,
+    /// It is to be received into this folder.
+    Receive(Box<Receiving>),
+}
+
+/// Handles that a copy into the archive needs.
+struct Receiving {
+    root: Arc<Root>,
+    home: Root,
+    incoming: Arc<Root>,
+    // The folder of the source stays open while a path leads through it.
+    _source: OwnedFd,
+    source: PathBuf,
+}
+
+impl Work {
+    pub(super) async fn put(
+        self,
+        source: &Source<'_>,
+        turn: Turn,
+        progress: &dyn Progress,
+        cancel: &CancellationToken,
+    ) -> Result<Stored, ArchiveError> {
+        let what = self.doing("put");
+        let (handle, at) = source.root.handle_path().map_err(|e| failure::of_source(&what, &e))?;
+        let (this, path) = (self.clone(), source.path.clone());
+        let ready = blocking(move || {
+            let _handle = handle;
+            this.prepare(&at, &path, &turn)
+        })
+        .await?;
+        let Ready::Receive(receiving) = ready else { return Ok(Stored::Found) };
+        if cancel.is_cancelled() {
+            return Err(failure::cancelled(what));
+        }
+        let watch = Arc::new(Watch::default());
+        let options = self.options(&turn);
+        let rename = (self.key.name != self.key.own_name).then(|| (self.key.own_name.clone(), self.key.name.clone()));
+        let copy = copy_here(
+            receiving.source.clone(),
+            Arc::clone(&receiving.incoming),
+            rename,
+            &options,
+            observer(&watch),
+            cancel,
+        );
+        let summary = watch.tell(progress, copy).await;
+        let path = self.package.relative_path.as_bytes();
+        let summary = summary.map_err(|e| failure::of_copy(&what, &e, path))?;
+        if let Some((error, file)) = watch.failed() {
+            return Err(failure::of_copy(what, &error, &file));
+        }
+        let resumed_bytes = summary.bytes_resumed;
+        blocking(move || self.finish(&receiving, &summary, &turn)).await?;
+        Ok(Stored::Written { resumed_bytes })
+    }
+
+    fn options(&self, turn: &Turn) -> Options {
+        let expected = (self.package.kind == PackageKind::File).then_some(Digest(self.package.expected.value));
+        Options { job: JobId(turn.job), fence: turn.fence, memory_bytes: MEMORY_BYTES, expected, ..Options::default() }
+    }
+
+    fn prepare(&self, source: &Path, path: &RelPath, turn: &Turn) -> Result<Ready, ArchiveError> {
+        let what = self.doing("put");
+        let root = self.mount()?;
+        let disk = |e| failure::of_disk(&what, &e);
+        if turn.fence > 0 {
+            let raised = Jobs::new(Arc::clone(&root)).raise_fence(turn.job, turn.fence);
+            raised.map_err(|e| failure::of_journal(&what, &e))?;
+        }
+        let home = self.home()?;
+        root.make_dirs(&home, 0o755).map_err(disk)?;
+        let home = root.beneath(&home).map_err(disk)?;
+        if let Some(found) = home.handle().stat_name(&self.key.name).map_err(disk)? {
+            let suits = match self.package.kind {
+                PackageKind::File => FileKind::File,
+                PackageKind::Tree => FileKind::Dir,
+            };
+            if found.kind != suits && !turn.replace {
+                return Err(ArchiveError::new(
+                    ErrorClass::DestinationDiffers,
+                    format!("{what}: something else has its name there; see what it is and move it away"),
+                ));
+            }
+            if !turn.replace || (self.is_set_aside(&home, turn)? && self.rests_well()) {
+                modes::make_read_only(&home, &self.name()?).map_err(|e| self.modes_failure("protect", &e))?;
+                return Ok(Ready::Found);
+            }
+        }
+        let (held, source) = origin::look(source, path, &self.package)?;
+        let incoming = self.incoming()?;
+        root.make_dirs(&incoming, 0o700).map_err(disk)?;
+        let incoming = Arc::new(root.beneath(&incoming).map_err(disk)?);
+        Ok(Ready::Receive(Box::new(Receiving { root, home, incoming, _source: held, source })))
+    }
+
+    fn incoming(&self) -> Result<RelPath, ArchiveError> {
+        let folder = self.key.folder.rsplit('/').next().unwrap_or_default();
+        below(&format!("{INCOMING}/{folder}"))
+    }
+
+    /// Everything is in `incoming`, verified and synced: gives it its name.
+    fn finish(&self, receiving: &Receiving, summary: &Summary, turn: &Turn) -> Result<(), ArchiveError> {
+        let what = self.doing("put");
+        let disk = |e| failure::of_disk(&what, &e);
+        let Receiving { root, home, incoming, source, .. } = receiving;
+        let expected = Digest(self.package.expected.value);
+        if self.package.kind == PackageKind::Tree && summary.tree_digest != Some(expected) {
+            self.remove_incoming(root)?;
+            let found = summary.tree_digest.map_or_else(|| "none".to_owned(), |d| d.to_string());
+            return Err(ArchiveError::new(
+                ErrorClass::SourceChanged,
+                format!(
+                    "{what}: the source has tree digest {found}, but {expected} was expected; register what is there now"
+                ),
+            ));
+        }
+        // What is there now has lost bits that no copy keeps; the source has them all.
+        modes::record(source, home.handle(), &self.key.beside("modes")).map_err(|e| self.modes_failure("put", &e))?;
+        let name = self.name()?;
+        if self.package.kind == PackageKind::Tree {
+            // A folder is moved to another parent by who may write to it only.
+            let mode = root_mode(incoming, &name).map_err(disk)?;
+            let writable = FileMeta { mode: Some(mode | 0o700), ..FileMeta::default() };
+            incoming.set_metadata(&name, &writable).map_err(disk)?;
+        }
+        self.heed_fence(root, turn)?;
+        if turn.replace {
+            self.set_aside(home, turn).map_err(disk)?;
+        }
+        incoming.handle().rename_no_replace(&self.key.name, home.handle(), &self.key.name).map_err(disk)?;
+        home.handle().sync().and_then(|()| incoming.handle().sync()).map_err(disk)?;
+        if let Some(lies) = &self.lies {
+            lies.spoil(home, &name);
+        }
+        modes::make_read_only(home, &name).map_err(|e| self.modes_failure("protect", &e))?;
+        self.remove_incoming(root)
+    }
+
+    /// Refuses an attempt that was overtaken while it copied.
+    fn heed_fence(&self, root: &Arc<Root>, turn: &Turn) -> Result<(), ArchiveError> {
+        let failed = |e: &JournalError| failure::of_journal(self.doing("put"), e);
+        let highest = Jobs::new(Arc::clone(root)).state(turn.job).map_err(|e| failed(&e))?.fence;
+        if highest > turn.fence {
+            return Err(failed(&JournalError::Overtaken { highest, ours: turn.fence }));
+        }
+        Ok(())
+    }
+
+    fn remove_incoming(&self, root: &Root) -> Result<(), ArchiveError> {
+        rest::remove_all(root, &self.incoming()?).map_err(|e| self.modes_failure("clear up after", &e))
+    }
+
+    /// Whether an attempt of this piece of work set something aside already.
+    fn is_set_aside(&self, home: &Root, turn: &Turn) -> Result<bool, ArchiveError> {
+        let of_job = self.key.beside(&format!("corrupt-{}-", JobId(turn.job)));
+        let names = self.names(home)?;
+        Ok(names.iter().any(|name| name.starts_with(&of_job)))
+    }
+
+    /// Keeps what rests there under another name.
+    fn set_aside(&self, home: &Root, turn: &Turn) -> Result<(), DiskError> {
+        let mut nth = 0;
+        loop {
+            let name = match nth {
+                0 => format!("corrupt-{}-{}", JobId(turn.job), turn.fence),
+                _ => format!("corrupt-{}-{}.{nth}", JobId(turn.job), turn.fence),
+            };
+            match home.handle().rename_no_replace(&self.key.name, home.handle(), &self.key.beside(&name)) {
+                Err(e) if e.kind() == DiskErrorKind::NotFound => return Ok(()),
+                // The same attempt asks once more: what it put the last time is corrupt too.
+                Err(e) if e.kind() == DiskErrorKind::Exists && nth < MAX_ASIDE => nth += 1,
+                Err(e) => return Err(e),
+                Ok(()) => return home.handle().sync(),
+            }
+        }
+    }
+
+    /// Whether what rests there is what was expected: an attempt that replaced it may have died before it said so.
+    fn rests_well(&self) -> bool {
+        let read = self.read_back(&Watch::default(), &CancellationToken::new());
+        read.is_ok_and(|read| read.digest.0 == self.package.expected.value)
+    }
+
+    pub(super) fn modes_failure(&self, verb: &str, error: &modes::ModesError) -> ArchiveError {
+        match error {
+            modes::ModesError::Disk(error) => failure::of_disk(self.doing(verb), error),
+            modes::ModesError::Walk(text) => {
+                ArchiveError { class: ErrorClass::Configuration, chain: vec![self.doing(verb), text.clone()] }
+            }
+        }
+    }
+}
+
+fn root_mode(folder: &Root, name: &RelPath) -> Result<u32, DiskError> {
+    Ok(folder.stat(name)?.map_or(0o700, |stat| stat.mode))
+}
