@@ -15,6 +15,7 @@ mod failure;
 mod fault;
 mod key;
 mod origin;
+pub mod tape;
 mod watch;
 
 use std::fmt;
@@ -32,6 +33,7 @@ pub use disk::{Disk, MARKER};
 pub use error::ArchiveError;
 #[cfg(any(test, feature = "faults"))]
 pub use fault::Lies;
+pub use tape::Tape;
 
 /// A package as an archive needs to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,6 +8,7 @@ mod harness;
 mod bed;
 mod disk;
 mod suite;
+mod tape;
 
 use bed::Bed;
 
@@ -56,4 +57,5 @@ macro_rules! cases {
 
 archives! {
     on_disk: || Some(Box::new(disk::DiskBed::new()) as Box<dyn Bed>),
+    on_tape: || Some(Box::new(tape::TapeBed::new()) as Box<dyn Bed>),
 }

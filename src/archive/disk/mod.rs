@@ -39,6 +39,8 @@ mod put;
 mod rest;
 mod sidecars;
 
+pub(super) use rest::{now, remove_all};
+
 use std::{
     io::Read as _,
     path::{Path, PathBuf},
