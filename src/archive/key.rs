@@ -125,7 +125,6 @@ mod tests {
         assert_eq!(one.name, b"x");
     }
 
-    /// Seen to fail with such names kept as they are.
     #[test]
     fn no_package_is_taken_for_a_sidecar() {
         for name in [&b"x.ccat.json"[..], b".ccat.json", b"a.ccat.modes"] {

@@ -27,6 +27,8 @@ use crate::{
 const LINKS: usize = 2;
 /// What a link holds between its ends.
 const LINK_BYTES: usize = 1 << 20;
+/// A link in memory does not come back.
+const LOST_LIMIT: Duration = Duration::from_secs(5);
 /// How long the ends of a cancelled job may take to make durable what they have.
 const END_LIMIT: Duration = Duration::from_secs(15);
 
@@ -45,6 +47,7 @@ pub async fn copy_here(
     observer: Arc<dyn Observer>,
     cancel: &CancellationToken,
 ) -> Result<Summary, JobError> {
+    let options = &Options { reconnect_timeout: LOST_LIMIT, ..options.clone() };
     let sources = vec![source];
     let typed = sources.clone();
     let walk = spawn_blocking(move || walk(&sources))

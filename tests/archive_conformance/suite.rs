@@ -84,7 +84,6 @@ pub(crate) async fn equal_bytes_at_two_paths_are_two_packages(bed: &dyn Bed) {
     assert!(rests_well(bed, &other).await);
 }
 
-/// Seen to fail with the journal's folder removed when a put ends badly.
 pub(crate) async fn a_put_that_was_cut_off_is_done_again(bed: &dyn Bed) {
     let package = large(bed, "large", 384);
     let root = Root::open(bed.origin()).unwrap();
@@ -125,6 +124,7 @@ pub(crate) async fn a_source_that_changed_is_refused(bed: &dyn Bed) {
         let error = put_as(bed, &package, turn(1, 1)).await.unwrap_err();
         assert_eq!(error.class, ErrorClass::SourceChanged, "{error}");
         assert_eq!(read(bed, &package).await.unwrap_err().class, ErrorClass::MissingSource);
+        assert_eq!(bed.left_over(&package), Vec::<String>::new());
     }
 }
 

@@ -218,7 +218,6 @@ async fn a_command_that_fails_says_how() {
     assert_eq!(bed.staged(), 0);
 }
 
-/// Seen to fail with only the leader of the group ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_that_hangs_is_ended_with_all_it_started() {
     let mut bed = TapeBed::new();

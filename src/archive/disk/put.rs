@@ -58,9 +58,11 @@ impl Work {
         let what = self.doing("put");
         let (handle, at) = source.root.handle_path().map_err(|e| failure::of_source(&what, &e))?;
         let (this, path) = (self.clone(), source.path.clone());
+        let stop = cancel.child_token();
+        let _guard = stop.clone().drop_guard();
         let ready = blocking(move || {
             let _handle = handle;
-            this.prepare(&at, &path, &turn)
+            this.prepare(&at, &path, &turn, &stop)
         })
         .await?;
         let Ready::Receive(receiving) = ready else { return Ok(Stored::Found) };
@@ -78,15 +80,22 @@ impl Work {
             observer(&watch),
             cancel,
         );
-        let summary = watch.tell(progress, copy).await;
-        let path = self.package.relative_path.as_bytes();
-        let summary = summary.map_err(|e| failure::of_copy(&what, &e, path))?;
-        if let Some((error, file)) = watch.failed() {
-            return Err(failure::of_copy(what, &error, &file));
+        let failed = match watch.tell(progress, copy).await {
+            Err(error) => failure::of_copy(what, &error, self.package.relative_path.as_bytes()),
+            Ok(summary) => match watch.failed() {
+                Some((error, file)) => failure::of_copy(what, &error, &file),
+                None => {
+                    let resumed_bytes = summary.bytes_resumed;
+                    blocking(move || self.finish(&receiving, &summary, &turn)).await?;
+                    return Ok(Stored::Written { resumed_bytes });
+                }
+            },
+        };
+        if failed.class == ErrorClass::SourceChanged {
+            // What came in is of no use to whoever registers the package anew.
+            let _ = blocking(move || self.remove_incoming(&receiving.root)).await;
         }
-        let resumed_bytes = summary.bytes_resumed;
-        blocking(move || self.finish(&receiving, &summary, &turn)).await?;
-        Ok(Stored::Written { resumed_bytes })
+        Err(failed)
     }
 
     fn options(&self, turn: &Turn) -> Options {
@@ -94,7 +103,13 @@ impl Work {
         Options { job: JobId(turn.job), fence: turn.fence, memory_bytes: MEMORY_BYTES, expected, ..Options::default() }
     }
 
-    fn prepare(&self, source: &Path, path: &RelPath, turn: &Turn) -> Result<Ready, ArchiveError> {
+    fn prepare(
+        &self,
+        source: &Path,
+        path: &RelPath,
+        turn: &Turn,
+        stop: &CancellationToken,
+    ) -> Result<Ready, ArchiveError> {
         let what = self.doing("put");
         let root = self.mount()?;
         let disk = |e| failure::of_disk(&what, &e);
@@ -103,29 +118,47 @@ impl Work {
             raised.map_err(|e| failure::of_journal(&what, &e))?;
         }
         let home = self.home()?;
-        root.make_dirs(&home, 0o755).map_err(disk)?;
-        let home = root.beneath(&home).map_err(disk)?;
-        if let Some(found) = home.handle().stat_name(&self.key.name).map_err(disk)? {
-            let suits = match self.package.kind {
-                PackageKind::File => FileKind::File,
-                PackageKind::Tree => FileKind::Dir,
-            };
-            if found.kind != suits && !turn.replace {
-                return Err(ArchiveError::new(
-                    ErrorClass::DestinationDiffers,
-                    format!("{what}: something else has its name there; see what it is and move it away"),
-                ));
-            }
-            if !turn.replace || (self.is_set_aside(&home, turn)? && self.rests_well()) {
-                modes::make_read_only(&home, &self.name()?).map_err(|e| self.modes_failure("protect", &e))?;
-                return Ok(Ready::Found);
-            }
+        if root.stat(&home).map_err(disk)?.is_some() && self.is_found(&root, &home, turn, stop)? {
+            // An attempt may have died before it cleared up.
+            self.remove_incoming(&root)?;
+            return Ok(Ready::Found);
         }
         let (held, source) = origin::look(source, path, &self.package)?;
+        root.make_dirs(&home, 0o755).map_err(disk)?;
+        let home = root.beneath(&home).map_err(disk)?;
         let incoming = self.incoming()?;
         root.make_dirs(&incoming, 0o700).map_err(disk)?;
         let incoming = Arc::new(root.beneath(&incoming).map_err(disk)?);
         Ok(Ready::Receive(Box::new(Receiving { root, home, incoming, _source: held, source })))
+    }
+
+    /// Whether the package rests in its folder, and is to stay.
+    fn is_found(
+        &self,
+        root: &Root,
+        home: &RelPath,
+        turn: &Turn,
+        stop: &CancellationToken,
+    ) -> Result<bool, ArchiveError> {
+        let what = self.doing("put");
+        let disk = |e| failure::of_disk(&what, &e);
+        let home = root.beneath(home).map_err(disk)?;
+        let Some(found) = home.handle().stat_name(&self.key.name).map_err(disk)? else { return Ok(false) };
+        let suits = match self.package.kind {
+            PackageKind::File => FileKind::File,
+            PackageKind::Tree => FileKind::Dir,
+        };
+        if found.kind != suits && !turn.replace {
+            return Err(ArchiveError::new(
+                ErrorClass::DestinationDiffers,
+                format!("{what}: something else has its name there; see what it is and move it away"),
+            ));
+        }
+        if turn.replace && !(self.is_set_aside(&home, turn)? && self.rests_well(stop)) {
+            return Ok(false);
+        }
+        modes::make_read_only(&home, &self.name()?).map_err(|e| self.modes_failure("protect", &e))?;
+        Ok(true)
     }
 
     fn incoming(&self) -> Result<RelPath, ArchiveError> {
@@ -211,8 +244,8 @@ impl Work {
     }
 
     /// Whether what rests there is what was expected: an attempt that replaced it may have died before it said so.
-    fn rests_well(&self) -> bool {
-        let read = self.read_back(&Watch::default(), &CancellationToken::new());
+    fn rests_well(&self, stop: &CancellationToken) -> bool {
+        let read = self.read_back(&Watch::default(), stop);
         read.is_ok_and(|read| read.digest.0 == self.package.expected.value)
     }
 

@@ -107,7 +107,7 @@ impl Work {
     }
 
     /// Where the package rests, if it does.
-    fn resting(&self, root: &Root) -> Result<RelPath, ArchiveError> {
+    pub(super) fn resting(&self, root: &Root) -> Result<RelPath, ArchiveError> {
         let path = self.home()?.join(&self.key.name);
         let path = path.map_err(|e| ArchiveError::caused(ErrorClass::Bug, self.doing("name"), &e))?;
         match root.stat(&path) {

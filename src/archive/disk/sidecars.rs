@@ -28,7 +28,9 @@ impl Work {
                 format!("{what}: it has {} bytes, more than {MAX_BYTES}; shorten the package's metadata", bytes.len()),
             ));
         }
-        let home = self.mount()?.beneath(&self.home()?).map_err(disk)?;
+        let root = self.mount()?;
+        self.resting(&root)?;
+        let home = root.beneath(&self.home()?).map_err(disk)?;
         let name = self.key.sidecar();
         write_file(home.handle(), &name, bytes).map_err(disk)?;
         home.handle().set_mode(&name, 0o444).map_err(disk)

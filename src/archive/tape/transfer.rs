@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{Read as _, Write as _},
     os::unix::ffi::OsStrExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -64,8 +64,7 @@ impl Work {
         let key = asking.next_key(&self.object, latest.as_ref())?;
         let what = self.doing("put");
         let (handle, at) = source.root.handle_path().map_err(|e| failure::of_source(&what, &e))?;
-        // The command is another process, in which our handles mean nothing.
-        let named = source.root.path().join(OsStr::from_bytes(source.path.as_bytes()));
+        let named = elsewhere(source.root.path()).join(OsStr::from_bytes(source.path.as_bytes()));
         let (this, path) = (self.clone(), source.path.clone());
         let ready = blocking(move || {
             let _handle = handle;
@@ -87,7 +86,7 @@ impl Work {
     }
 
     /// Reads the source, which must be what was registered. A tree is packed on the way.
-    fn prepare(&self, root: &std::path::Path, named: PathBuf, path: &RelPath) -> Result<Ready, ArchiveError> {
+    fn prepare(&self, root: &Path, named: PathBuf, path: &RelPath) -> Result<Ready, ArchiveError> {
         let what = self.doing("put");
         let (_held, _) = origin::look(root, path, &self.package)?;
         let root = Root::open(root).map_err(|e| failure::of_source(&what, &e))?;
@@ -349,6 +348,14 @@ impl Work {
         let latest = asking.latest(&self.sidecar, &self.cancel).await?;
         let key = asking.next_key(&self.sidecar, latest.as_ref())?;
         self.put_small(&key, bytes).await
+    }
+}
+
+/// A path that means the same to another process: a command does not have our handles.
+fn elsewhere(path: &Path) -> PathBuf {
+    match path.strip_prefix("/proc/self") {
+        Ok(rest) => Path::new("/proc").join(std::process::id().to_string()).join(rest),
+        Err(_) => path.to_owned(),
     }
 }
 
