@@ -15,6 +15,7 @@ mod failure;
 mod fault;
 mod key;
 mod origin;
+pub mod s3;
 pub mod tape;
 mod watch;
 
@@ -33,6 +34,7 @@ pub use disk::{Disk, MARKER};
 pub use error::ArchiveError;
 #[cfg(any(test, feature = "faults"))]
 pub use fault::Lies;
+pub use s3::S3;
 pub use tape::Tape;
 
 /// A package as an archive needs to know it.

@@ -9,6 +9,7 @@ mod harness;
 
 mod bed;
 mod disk;
+mod s3;
 mod suite;
 mod tape;
 
@@ -59,5 +60,6 @@ macro_rules! cases {
 
 archives! {
     on_disk: || Some(Box::new(disk::DiskBed::new()) as Box<dyn Bed>),
+    on_s3: || s3::S3Bed::new().map(|bed| Box::new(bed) as Box<dyn Bed>),
     on_tape: || Some(Box::new(tape::TapeBed::new()) as Box<dyn Bed>),
 }

@@ -271,7 +271,7 @@ fn reachable(folder: &Path) -> bool {
 }
 
 /// An authority of the test's own and a server certificate for `localhost`.
-fn make_certificates(folder: &Path) {
+pub(super) fn make_certificates(folder: &Path) {
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
     let mut params = CertificateParams::new(Vec::new()).expect("parameters");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -1,0 +1,211 @@
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    chunk::{Digest, RelPath},
+    protocol::{Entry, EntryKind, Meta},
+};
+
+/// What a tree is besides the bytes of its files, as lines of JSON: a head, then a line for each folder, file and link in
+/// the order of the tree digest.
+///
+/// Names that are not UTF-8 stand in hexadecimal as `path_hex` and `target_hex`.
+#[derive(Debug, Default)]
+pub(super) struct Manifest {
+    lines: Vec<(u64, String)>,
+    bytes: usize,
+}
+
+/// One entry of a tree, and the BLAKE3 of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) entry: Entry,
+    pub(super) digest: Option<Digest>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Head {
+    ccat_xfer_tree: u32,
+    digest: String,
+    entries: u64,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path_hex: Option<String>,
+    mode: u32,
+    mtime_s: i64,
+    mtime_ns: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    size: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    blake3: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    target: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    target_hex: Option<String>,
+}
+
+impl Manifest {
+    /// Adds an entry that is a folder, a file with its digest, or a link; false when that is more than can be kept.
+    pub(super) fn insert(&mut self, id: u64, member: &Member) -> bool {
+        let (path, path_hex) = text(member.entry.path.as_bytes());
+        let meta = member.entry.meta;
+        let mut line =
+            Line { path, path_hex, mode: meta.mode, mtime_s: meta.mtime_s, mtime_ns: meta.mtime_ns, ..Line::default() };
+        match &member.entry.kind {
+            EntryKind::File { size, .. } => {
+                line.kind = "file".to_owned();
+                line.size = Some(*size);
+                line.blake3 = member.digest.map(|digest| digest.to_string());
+            }
+            EntryKind::Dir => line.kind = "dir".to_owned(),
+            EntryKind::Symlink { target } => {
+                line.kind = "link".to_owned();
+                (line.target, line.target_hex) = text(target);
+            }
+            EntryKind::DirEnd | EntryKind::Skipped | EntryKind::Failed { .. } => return true,
+        }
+        let Ok(line) = serde_json::to_string(&line) else { return false };
+        self.bytes += line.len() + 1;
+        self.lines.push((id, line));
+        self.bytes <= MAX_MANIFEST_BYTES
+    }
+
+    /// The object's bytes.
+    pub(super) fn into_bytes(mut self, digest: Digest) -> Vec<u8> {
+        self.lines.sort_unstable_by_key(|(id, _)| *id);
+        let head = Head { ccat_xfer_tree: VERSION, digest: digest.to_string(), entries: self.lines.len() as u64 };
+        let mut bytes = serde_json::to_vec(&head).unwrap_or_default();
+        bytes.push(b'\n');
+        for (_, line) in self.lines {
+            bytes.extend_from_slice(line.as_bytes());
+            bytes.push(b'\n');
+        }
+        bytes
+    }
+}
+
+/// Reads a manifest. What it says is not believed: names stay below the tree, and sizes are compared.
+pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Member>, String> {
+    let mut lines = bytes.split(|&b| b == b'\n');
+    let head: Head = lines
+        .next()
+        .and_then(|line| serde_json::from_slice(line).ok())
+        .ok_or("its first line is none of a manifest")?;
+    if head.ccat_xfer_tree != VERSION {
+        return Err(format!("it is of version {}, {VERSION} is known here", head.ccat_xfer_tree));
+    }
+    let mut members = Vec::new();
+    for (number, line) in lines.filter(|line| !line.is_empty()).enumerate() {
+        let wrong = |what: String| format!("entry {}: {what}", number + 1);
+        let line: Line = serde_json::from_slice(line).map_err(|error| wrong(error.to_string()))?;
+        members.push(line.member().map_err(wrong)?);
+    }
+    if members.len() as u64 == head.entries {
+        Ok(members)
+    } else {
+        Err(format!("it has {} entries of {}", members.len(), head.entries))
+    }
+}
+
+impl Line {
+    fn member(self) -> Result<Member, String> {
+        let path = bytes(self.path, self.path_hex).ok_or("it has no path")?;
+        let path = RelPath::new(path).map_err(|error| error.to_string())?;
+        let meta = Meta { mode: self.mode & 0o7777, mtime_s: self.mtime_s, mtime_ns: self.mtime_ns, ..Meta::default() };
+        let mut digest = None;
+        let kind = match self.kind.as_str() {
+            "dir" => EntryKind::Dir,
+            "link" => EntryKind::Symlink { target: bytes(self.target, self.target_hex).ok_or("it has no target")? },
+            "file" => {
+                let text = self.blake3.ok_or("it has no digest")?;
+                digest = Some(text.parse().map_err(|error: crate::chunk::DigestParseError| error.to_string())?);
+                EntryKind::File { size: self.size.ok_or("it has no size")?, sparse: false, expected: None }
+            }
+            other => return Err(format!("'{}' is no kind of entry", crate::chunk::escape_bytes(other.as_bytes()))),
+        };
+        Ok(Member { entry: Entry { path, meta, kind }, digest })
+    }
+}
+
+fn text(bytes: &[u8]) -> (Option<String>, Option<String>) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => (Some(text.to_owned()), None),
+        Err(_) => (None, Some(bytes.iter().map(|b| format!("{b:02x}")).collect())),
+    }
+}
+
+fn bytes(text: Option<String>, hex: Option<String>) -> Option<Vec<u8>> {
+    match (text, hex) {
+        (Some(text), None) => Some(text.into_bytes()),
+        (None, Some(hex)) if hex.len().is_multiple_of(2) && hex.is_ascii() => {
+            (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).ok()).collect()
+        }
+        _ => None,
+    }
+}
+
+/// The first version of the format.
+const VERSION: u32 = 1;
+/// Some million entries. It is held in memory and put at once.
+pub(super) const MAX_MANIFEST_BYTES: usize = 256 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(path: &[u8], kind: EntryKind) -> Member {
+        let digest = matches!(kind, EntryKind::File { .. }).then(|| Digest::of(path));
+        let meta = Meta { mode: 0o640, mtime_s: -1, mtime_ns: 999_999_999, ..Meta::default() };
+        Member { entry: Entry { path: RelPath::new(path).unwrap(), meta, kind }, digest }
+    }
+
+    fn members() -> Vec<Member> {
+        let file = || EntryKind::File { size: 7, sparse: false, expected: None };
+        vec![
+            member(b"t", EntryKind::Dir),
+            member(b"t/\xff\n", file()),
+            member(b"t/a\n\"b", file()),
+            member(b"t/l", EntryKind::Symlink { target: b"\xfe/x".to_vec() }),
+        ]
+    }
+
+    fn bytes_of(members: &[Member]) -> Vec<u8> {
+        let mut manifest = Manifest::default();
+        // In any order, as uploads end.
+        for (id, member) in (0..).zip(members).rev() {
+            assert!(manifest.insert(id, member));
+        }
+        manifest.into_bytes(Digest::of(b"tree"))
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_read() {
+        assert_eq!(parse(&bytes_of(&members())).unwrap(), members());
+    }
+
+    /// Seen to fail with the count of entries not compared.
+    #[test]
+    fn a_manifest_that_is_torn_or_strange_is_refused() {
+        let good = String::from_utf8(bytes_of(&members())).unwrap();
+        let mut torn = good.trim_end().rsplit_once('\n').unwrap().0.to_owned();
+        torn.push('\n');
+        for bad in [
+            String::new(),
+            good[..good.len() - 3].to_owned(),
+            torn,
+            good.replace("\"ccat_xfer_tree\":1", "\"ccat_xfer_tree\":2"),
+            good.replace("\"path\":\"t/l\"", "\"path\":\"../l\""),
+            good.replace("\"kind\":\"link\"", "\"kind\":\"pipe\""),
+            good.replace("\"path_hex\":\"74", "\"path_hex\":\"7g"),
+            good.replace("\"size\":7,", ""),
+        ] {
+            parse(bad.as_bytes()).unwrap_err();
+        }
+    }
+}
