@@ -270,6 +270,8 @@ impl Runner for Nothing {
                 method: CheckMethod::Received,
                 medium: StorageType::Disk,
                 cached: true,
+                how: None,
+                unread_reason: None,
                 host: "bench".to_owned(),
                 version: "bench".to_owned(),
                 receiver_key: None,
@@ -295,6 +297,7 @@ fn package(n: u64) -> NewPackage {
         sha256: None,
         priority: 4,
         policy: Policy::TransferOnly,
+        metadata: None,
     }
 }
 

@@ -71,6 +71,7 @@ fn package(n: u64, rng: &mut Rng) -> NewPackage {
         sha256: None,
         priority: u8::try_from(rng.below(10)).expect("below 10"),
         policy: Policy::TransferOnly,
+        metadata: None,
     }
 }
 

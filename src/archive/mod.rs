@@ -30,6 +30,7 @@ use crate::{
     model::{PackageDigest, PackageKind, StorageType, Timestamp},
 };
 
+pub use crate::model::ReadHow;
 pub use disk::{Disk, MARKER};
 pub use error::ArchiveError;
 #[cfg(any(test, feature = "faults"))]
@@ -77,23 +78,6 @@ pub struct Source<'a> {
 pub trait Progress: fmt::Debug + Send + Sync {
     /// So many more.
     fn advance(&self, bytes: u64);
-}
-
-/// How the bytes of a reading were had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReadHow {
-    /// Past the page cache (`O_DIRECT`).
-    Direct,
-    /// After they were seen to be gone from the page cache.
-    Dropped,
-    /// Perhaps from the page cache.
-    Cached,
-    /// By a GET from a store elsewhere.
-    RemoteGet,
-    /// By the archive system's own command.
-    Command,
-    /// Not read: the archive system vouches for them (a checksum of its own), as its policy allows.
-    Vouched,
 }
 
 /// What an archive holds of a package, as read from it.

@@ -1,5 +1,5 @@
 use crate::{
-    store::{Planned, Scheduled, Settled, Swept},
+    store::{ArchivesPlanned, Planned, Scheduled, Settled, Swept},
     telemetry::metrics::{Counter, EncodeLabelSet, EncodeLabelValue, Family, Metrics},
 };
 
@@ -12,6 +12,9 @@ pub(super) struct Figures {
     transfers: Counter,
     packages: Counter,
     obstacles: Counter,
+    archive_transfers: Counter,
+    repairs: Counter,
+    unrepaired: Counter,
     ends: Counter,
     failovers: Counter,
     offered: Counter,
@@ -34,6 +37,7 @@ struct TurnLabels {
 pub(super) enum Task {
     Intake,
     Planner,
+    Archiver,
     Settler,
     Sweeper,
     Relay,
@@ -46,6 +50,7 @@ impl Task {
         match self {
             Self::Intake => "intake",
             Self::Planner => "planner",
+            Self::Archiver => "archiver",
             Self::Settler => "settler",
             Self::Sweeper => "sweeper",
             Self::Relay => "relay",
@@ -88,6 +93,13 @@ impl Figures {
             registry.register("transfers_planned", "Transfers made, one for each hop", f.transfers);
             registry.register("packages_planned", "Packages in the bundles made", f.packages);
             registry.register("obstacles_met", "Groups that a look could not place", f.obstacles);
+            registry.register("archive_transfers_planned", "Archive transfers made", f.archive_transfers);
+            registry.register("repairs_planned", "Archive transfers made to replace a bad copy", f.repairs);
+            registry.register(
+                "repairs_without_source",
+                "Looks at a bad copy with nothing to repair from",
+                f.unrepaired,
+            );
             registry.register("ends_settled", "Ends of work whose consequences were drawn", f.ends);
             registry.register("failovers", "Transfers that another buffer got instead", f.failovers);
             registry.register("offers", "Work offered to workers", f.offered);
@@ -112,6 +124,12 @@ impl Figures {
     pub(super) fn count_settle(&self, settled: &Settled) {
         add(&self.ends, settled.ends);
         add(&self.failovers, settled.failovers);
+    }
+
+    pub(super) fn count_archives(&self, planned: &ArchivesPlanned) {
+        add(&self.archive_transfers, planned.transfers);
+        add(&self.repairs, planned.repairs);
+        add(&self.unrepaired, planned.unrepaired.len());
     }
 
     pub(super) fn count_plan(&self, planned: &Planned, scheduled: &Scheduled) {

@@ -4,10 +4,14 @@
 //! |---|---|---|
 //! | intake | rows that other programs inserted become packages and requests | 2 s |
 //! | planner | makes bundles and transfers, offers work to workers; after an offer it looks again soon | 2 s |
+//! | archiver | makes archive work for packages that reached a site with archives, and repairs of copies that went bad | 2 s |
 //! | settler | draws the consequences of what ended: states of packages, further archives, another buffer | 2 s |
 //! | relay | publishes the outbox; a hint is marked sent once the broker has confirmed it | 1 s |
 //! | sweeper | offers again what lost its lease, hints again what nobody claimed, marks dead workers | 2 s |
 //! | burial | keeps messages that nobody understood in a table | as they come |
+//!
+//! A manager plans transfers, archive work or both ([`Duties`]), the latter for one site alone where it is told so. Offers,
+//! settling, sweeping and hints are the same for both kinds, and every manager does all of them.
 //!
 //! Any number of managers may run, on any machines; none of them leads. Every action is one transaction that the second
 //! one's copy fails on, so all that two managers at once cost is a look.
@@ -33,11 +37,28 @@ use self::{
 };
 use crate::{
     broker::Broker,
-    model::Work,
-    store::{PlanLimits, Store, SweepRules, Wakeup},
+    model::{LocationId, PackageId, Work},
+    store::{ArchiveLimits, PlanLimits, Planned, Store, SweepRules, Wakeup},
     task::Gate,
     telemetry::{health::Health, metrics::Metrics},
 };
+
+/// What a manager plans.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Duties {
+    /// Bundles and transfers, also of what other programs inserted.
+    pub transfers: bool,
+    /// Archive work and repairs.
+    pub archives: bool,
+    /// Archive work at this site alone, by short name.
+    pub site: Option<String>,
+}
+
+impl Default for Duties {
+    fn default() -> Self {
+        Self { transfers: true, archives: true, site: None }
+    }
+}
 
 /// How a manager works. The defaults suit every size that was measured.
 #[derive(Clone, Debug)]
@@ -52,6 +73,10 @@ pub struct Config {
     pub relay_every: Duration,
     /// How bundles are cut.
     pub limits: PlanLimits,
+    /// What it plans. Default all.
+    pub duties: Duties,
+    /// How much one look for archive work does.
+    pub archive_limits: ArchiveLimits,
     /// What a sweep does.
     pub rules: SweepRules,
     /// How long sent hints stay in the outbox. Default 1 h.
@@ -66,6 +91,8 @@ impl Default for Config {
             sweep_every: Duration::from_secs(2),
             relay_every: Duration::from_secs(1),
             limits: PlanLimits::default(),
+            duties: Duties::default(),
+            archive_limits: ArchiveLimits::default(),
             rules: SweepRules::default(),
             keep_sent: Duration::from_secs(3600),
         }
@@ -79,6 +106,8 @@ struct Shared {
     broker: Option<Arc<dyn Broker>>,
     /// Work that no sweep can offer again, and that was told of.
     unswept: Mutex<BTreeSet<Work>>,
+    /// Bad copies without a source for their repair that were told of.
+    unrepaired: Mutex<BTreeSet<(PackageId, LocationId)>>,
     figures: Figures,
 }
 
@@ -100,7 +129,8 @@ pub async fn run(
 ) {
     let figures = Figures::default();
     figures.register(metrics);
-    let shared = Arc::new(Shared { config, store, broker, unswept: Mutex::default(), figures });
+    let shared =
+        Arc::new(Shared { config, store, broker, unswept: Mutex::default(), unrepaired: Mutex::default(), figures });
     let config = &shared.config;
     tracing::info!(manager = config.name, broker = shared.broker.is_some(), "the manager begins");
     let mut loops = Vec::new();
@@ -115,13 +145,24 @@ pub async fn run(
         health: health.clone(),
         gate: gate.clone(),
     };
-    loops.push(daemon(Task::Intake, config.plan_every, &[]).spawn({
-        let shared = Arc::clone(&shared);
-        move || {
+    if config.duties.transfers {
+        loops.push(daemon(Task::Intake, config.plan_every, &[]).spawn({
             let shared = Arc::clone(&shared);
-            Box::pin(async move { intake(&shared).await })
-        }
-    }));
+            move || {
+                let shared = Arc::clone(&shared);
+                Box::pin(async move { intake(&shared).await })
+            }
+        }));
+    }
+    if config.duties.archives {
+        loops.push(daemon(Task::Archiver, config.plan_every, &[Wakeup::Pending]).spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                let shared = Arc::clone(&shared);
+                Box::pin(async move { archive(&shared).await })
+            }
+        }));
+    }
     loops.push(daemon(Task::Planner, config.plan_every, &[Wakeup::Pending]).spawn({
         let shared = Arc::clone(&shared);
         move || {
@@ -204,10 +245,33 @@ async fn settle(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
     Ok(if more { Turn::Unfinished } else { Turn::Worked })
 }
 
+/// What lies at a site with archives, and what went bad in one.
+async fn archive(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
+    let config = &shared.config;
+    let planned =
+        shared.store.plan_archives(&config.archive_limits, config.duties.site.as_deref(), &config.name).await?;
+    shared.figures.count_archives(&planned);
+    for (package, location) in &planned.unrepaired {
+        let is_new = shared.unrepaired.lock().unwrap_or_else(PoisonError::into_inner).insert((*package, *location));
+        if is_new {
+            tracing::error!(%package, %location, "a copy is bad, and no verified one is at its site to repair it from");
+        }
+    }
+    if planned.looked_at == 0 {
+        return Ok(Turn::Idle);
+    }
+    tracing::debug!(transfers = planned.transfers, repairs = planned.repairs, "archive work planned");
+    Ok(if planned.is_unfinished { Turn::Unfinished } else { Turn::Worked })
+}
+
 /// First new bundles, then offers.
 async fn plan(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
     let (store, name) = (&shared.store, &shared.config.name);
-    let planned = store.plan(&shared.config.limits, name).await?;
+    let planned = if shared.config.duties.transfers {
+        store.plan(&shared.config.limits, name).await?
+    } else {
+        Planned::default()
+    };
     let scheduled = store.schedule(name).await?;
     shared.figures.count_plan(&planned, &scheduled);
     if planned.bundles + scheduled.offered + scheduled.taken_back + scheduled.cancelled == 0 {

@@ -23,6 +23,7 @@ mod outcome;
 mod package_work;
 mod queue;
 mod reason;
+mod scrub;
 mod start_rate;
 mod status;
 mod time;
@@ -42,10 +43,11 @@ pub use outcome::{AttemptOutcome, Ending, Evidence, OutcomeError};
 pub use package_work::PackageWork;
 pub use queue::{Operation, QueueName, QueueNameError};
 pub use reason::{DatedReason, Reason};
+pub use scrub::ScrubTally;
 pub use start_rate::{StartRate, StartRateError, StartTokens};
 pub use status::{IllegalChange, Move, PackageMove, PackageState, Status};
 pub use time::Timestamp;
 pub use vocabulary::{
-    BreakerState, CheckMethod, CopyStatus, Dialer, LocationType, Method, PackageKind, Policy, RouteType, StorageType,
-    Transport, Verification, WordError, WorkerState,
+    BreakerState, CheckMethod, CopyStatus, Dialer, LocationType, Method, OnTapeReadback, PackageKind, Policy, ReadHow,
+    RouteType, StorageType, Transport, Verification, WordError, WorkerState,
 };

@@ -1,7 +1,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Algorithm, CheckMethod, ErrorClass, Fence, LocationId, PackageId, StorageType, Timestamp, Work, digest::hex,
+    Algorithm, CheckMethod, ErrorClass, Fence, LocationId, PackageId, ReadHow, StorageType, Timestamp, Work,
+    digest::hex,
 };
 
 /// How one attempt ended: what a worker writes in one fenced transaction, and keeps on its disk while the database is
@@ -78,6 +79,12 @@ pub struct Evidence {
     pub medium: StorageType,
     /// Whether the bytes may have come from a cache above the medium.
     pub cached: bool,
+    /// How the bytes were read, where that is known. [`ReadHow::Cached`] exactly where `cached` is set.
+    #[serde(default)]
+    pub how: Option<ReadHow>,
+    /// Why nothing was read: for [`ReadHow::Vouched`] under [`OnTapeReadback::None`](super::OnTapeReadback::None) alone.
+    #[serde(default)]
+    pub unread_reason: Option<String>,
     /// The machine that looked.
     pub host: String,
     /// The program's version there.
@@ -208,6 +215,8 @@ mod tests {
             method: CheckMethod::Received,
             medium: StorageType::Disk,
             cached: true,
+            how: Some(ReadHow::Cached),
+            unread_reason: None,
             host: "h".into(),
             version: "0".into(),
             receiver_key: None,
@@ -222,6 +231,15 @@ mod tests {
         let outcome = example();
         assert_eq!(AttemptOutcome::from_json(outcome.to_json().as_bytes()).unwrap(), outcome);
         assert!(outcome.evidence[0].is_equal());
+    }
+
+    /// A worker's spool may be older than its program.
+    #[test]
+    fn an_outcome_that_was_spooled_before_ways_to_read_had_names_is_read() {
+        let text = example().to_json().replace(r#""how":"cached","unread_reason":null,"#, "");
+        assert!(!text.contains("how"), "{text}");
+        let outcome = AttemptOutcome::from_json(text.as_bytes()).unwrap();
+        assert_eq!((outcome.evidence[0].how, outcome.evidence[0].cached), (None, true));
     }
 
     #[test]

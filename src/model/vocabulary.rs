@@ -138,6 +138,8 @@ words! {
     Policy, "a policy" {
         /// None: it is moved and that is all.
         TransferOnly = "transfer_only",
+        /// Those of the sites where it lies and where it shall go; none where these have none. The default.
+        SiteArchives = "site_archives",
         /// One, whichever comes first in turn.
         OneArchive = "one_archive",
         /// Every one that is active when the package arrives.
@@ -184,6 +186,32 @@ words! {
         FoundEqual = "found_equal",
         /// From a later reading of everything.
         Scrub = "scrub",
+    }
+
+    /// How the bytes of a reading were had.
+    ReadHow, "a way to read" {
+        /// Past the page cache (`O_DIRECT`).
+        Direct = "direct",
+        /// After they were seen to be gone from the page cache.
+        Dropped = "dropped",
+        /// Perhaps from the page cache.
+        Cached = "cached",
+        /// By a GET from a store elsewhere.
+        RemoteGet = "remote_get",
+        /// By the archive system's own command.
+        Command = "command",
+        /// Not read: the archive system vouches for them (a checksum of its own), as its policy allows.
+        Vouched = "vouched",
+    }
+
+    /// What an archive has to read of a package after it was put there, before it counts.
+    OnTapeReadback, "a policy of reading back" {
+        /// All of it.
+        Full = "full",
+        /// At least the archive system's own checksum.
+        Checksum = "checksum",
+        /// Nothing; the record says why.
+        None = "none",
     }
 
     /// A route's circuit breaker.

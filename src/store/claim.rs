@@ -19,8 +19,8 @@ use super::{
     workers::{WorkerSession, micros},
 };
 use crate::model::{
-    Algorithm, Breaker, BreakerState, Dialer, Fence, LocationId, LocationType, Method, PackageDigest, PackageId,
-    PackageKind, QueueName, RouteId, StorageType, Timestamp, Transport, Work,
+    Algorithm, Breaker, BreakerState, Dialer, Fence, LocationId, LocationType, Method, OnTapeReadback, PackageDigest,
+    PackageId, PackageKind, QueueName, RouteId, StorageType, Timestamp, Transport, Work,
 };
 
 /// How often a claim that met another one looks again before it finds nothing.
@@ -60,6 +60,8 @@ pub struct Claim {
     pub bytes_total: u64,
     /// Verified bytes that earlier attempts reported.
     pub bytes_done: u64,
+    /// What an archive asks for; transfers have none.
+    pub archive: Option<ArchiveTerms>,
 }
 
 impl Claim {
@@ -129,6 +131,17 @@ pub struct RouteTerms {
     pub rate_limit_bytes_per_s: Option<u64>,
     /// Data streams of one link.
     pub streams: Option<u64>,
+}
+
+/// What an archive asks of whoever puts something there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ArchiveTerms {
+    /// Whether what lies there is known to be bad, and is replaced.
+    pub replace: bool,
+    /// Whether a reading that a cache may have answered counts.
+    pub cached_read_back_counts: bool,
+    /// What has to be read back.
+    pub on_tape_readback: OnTapeReadback,
 }
 
 /// A package of a bundle, or the one of an archive transfer.
@@ -393,6 +406,7 @@ struct Terms {
     hop: Option<u64>,
     bundle: Option<i64>,
     package: Option<i64>,
+    archive: Option<ArchiveTerms>,
 }
 
 impl Terms {
@@ -413,7 +427,9 @@ impl Terms {
                  r.breaker_state",
                 ROUTE_OPEN,
             ),
-            Work::Archive(_) => (", t.package_id", ""),
+            Work::Archive(_) => {
+                (", t.package_id, t.repair > 0 AS is_repair, d.cached_read_back_counts, d.on_tape_readback", "")
+            }
         };
         let text = format!(
             "SELECT {}, {}{own} FROM {} t {join} JOIN data_location o ON o.id = t.origin_location_id \
@@ -434,6 +450,7 @@ impl Terms {
             hop: None,
             bundle: None,
             package: None,
+            archive: None,
         };
         match work {
             Work::Transfer(_) => {
@@ -450,7 +467,14 @@ impl Terms {
                     streams: opt_size(&row, "streams")?,
                 });
             }
-            Work::Archive(_) => terms.package = Some(row.int("package_id")?),
+            Work::Archive(_) => {
+                terms.package = Some(row.int("package_id")?);
+                terms.archive = Some(ArchiveTerms {
+                    replace: row.flag("is_repair")?,
+                    cached_read_back_counts: row.flag("cached_read_back_counts")?,
+                    on_tape_readback: row.word("on_tape_readback")?,
+                });
+            }
         }
         Ok(Some(terms))
     }
@@ -523,6 +547,7 @@ impl Terms {
             members,
             bytes_total: size("bytes_total", row.bytes_total)?,
             bytes_done: size("bytes_done", row.bytes_done)?,
+            archive: self.archive,
         })
     }
 }

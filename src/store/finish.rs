@@ -12,6 +12,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 use super::{
     Store, StoreError, fault,
     many::list,
+    scrub::ReadingRules,
     sql::{Tx, Value, args},
     wakeups::Wakeup,
     work::{EndedFence, Kind, WorkRow},
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::model::{
     AttemptOutcome, Breaker, CheckMethod, End, Ending, ErrorClass, Evidence, Fence, LinkNews, LocationId, Move,
-    PackageId, RouteId, Status, Timestamp, Work,
+    PackageId, ReadHow, RouteId, Status, Timestamp, Work,
 };
 
 /// Records of one statement.
@@ -263,7 +264,7 @@ async fn record(tx: &mut Tx, row: &WorkRow, outcome: &AttemptOutcome, all: &[Evi
     let mut args = args![row.work.number(), row.fence].to_vec();
     let mut values = Vec::with_capacity(all.len());
     for e in all {
-        values.push(format!("({}, $1, $2)", list(args.len() + 1, 15)));
+        values.push(format!("({}, $1, $2)", list(args.len() + 1, 17)));
         args.extend_from_slice(args![e.package, e.location, e.algorithm.as_str(), e.expected_digest, e.found_digest]);
         args.push(Value::size(e.expected_size_bytes)?);
         args.push(Value::size(e.found_size_bytes)?);
@@ -271,6 +272,8 @@ async fn record(tx: &mut Tx, row: &WorkRow, outcome: &AttemptOutcome, all: &[Evi
             e.method.as_str(),
             e.medium.as_str(),
             Value::Flag(Some(e.cached)),
+            e.how.map(ReadHow::as_str),
+            e.unread_reason.clone(),
             &e.host,
             &e.version,
             e.receiver_key.clone(),
@@ -280,16 +283,20 @@ async fn record(tx: &mut Tx, row: &WorkRow, outcome: &AttemptOutcome, all: &[Evi
     }
     let text = format!(
         "INSERT INTO verification_record (package_id, location_id, algorithm, expected_digest, found_digest, \
-         expected_size_bytes, found_size_bytes, method, medium, cached, host, version, receiver_key, started_at, \
-         ended_at, {}, fence) VALUES {}",
+         expected_size_bytes, found_size_bytes, method, medium, cached, read_how, unread_reason, host, version, \
+         receiver_key, started_at, ended_at, {}, fence) VALUES {}",
         Kind::of(row.work).reference(),
         values.join(", ")
     );
     tx.execute(text, &args).await?;
+    let rules = match row.work {
+        Work::Transfer(_) => None,
+        Work::Archive(_) => ReadingRules::of(tx, row.destination).await?,
+    };
     // One statement may not touch a copy twice.
     let arrived: BTreeMap<_, _> = all
         .iter()
-        .filter(|e| e.is_equal() && e.location == row.destination)
+        .filter(|e| e.is_equal() && e.location == row.destination && rules.is_none_or(|rules| rules.count(e)))
         .map(|e| ((e.package, e.location), e))
         .collect();
     let by = &outcome.worker;

@@ -28,6 +28,7 @@ pub(super) const fn skip_locked(tx: &Tx, alias: Alias) -> &'static str {
     match (tx, alias) {
         (Tx::Sqlite(_), _) => "",
         (Tx::Postgres(_), Alias::Only) => " FOR UPDATE SKIP LOCKED",
+        (Tx::Postgres(_), Alias::Copy) => " FOR UPDATE OF c SKIP LOCKED",
         (Tx::Postgres(_), Alias::Request) => " FOR UPDATE OF r SKIP LOCKED",
         (Tx::Postgres(_), Alias::Work) => " FOR UPDATE OF t SKIP LOCKED",
     }
@@ -46,6 +47,8 @@ pub(super) const fn locked(tx: &Tx) -> &'static str {
 pub(super) enum Alias {
     /// The statement's only table.
     Only,
+    /// `c`, copies.
+    Copy,
     /// `r`, requests.
     Request,
     /// `t`, work.

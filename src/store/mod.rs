@@ -23,13 +23,14 @@
 //! |---|---|---|
 //! | `site`, `peer`, `data_location`, `data_transfer_route` | the topology; also pause flags, free space, the breaker | `topology apply` (owner); flags by operators and managers; free space by the worker that has the location, with its heartbeat |
 //! | `worker_login` | which PostgreSQL login reaches which locations | `topology apply` |
-//! | `raw_data_package`, `package_digest`, `archive_requirement` | what exists, and what it must be | registration; state by managers |
+//! | `raw_data_package`, `package_digest`, `raw_data_package_metadata` | what exists, what it must be, and what is said of it | registration; state by managers and by what becomes of copies |
+//! | `archive_requirement` | which archives a package's policy asks for, as chosen when its first archive work was planned | managers |
 //! | `intake` | plain INSERTs of other programs, see [Intake](#intake) | submitters; decided by managers |
 //! | `transfer_request` | the wish that a package be somewhere; later its bundle | registration, managers |
 //! | `data_transfer_package` | a bundle: sums of what it holds, never changed | managers |
 //! | `data_transfer`, `long_term_archive_transfer` | work: one hop of a bundle, one package's way into an archive | made by managers; claimed and ended by workers |
-//! | `physical_copy` | what lies where, and how far it is trusted | registration, workers |
-//! | `verification_record` | what was read where, by whom, and what it should have been | workers |
+//! | `physical_copy` | what lies where, how far it is trusted, when it was last looked at in an archive, and when the archive planner looks at it next | registration, workers; the planner's time by managers |
+//! | `verification_record` | what was read where, how, by whom, and what it should have been; view `proof`: those that prove it | workers |
 //! | `attempt` | one row for each fence that ended: who, when, outcome, error chain, log (the operations database's `data_transfer_log`) | workers; managers for lost ones |
 //! | `event` | who moved what from which state to which, when, why | triggers alone |
 //! | `outbox`, `dead_letter` | hints to publish; messages that nobody understood | with the state that caused them; the relay; consumers |
@@ -96,8 +97,23 @@
 //!   registered one of that algorithm and whose sizes equal the package's: what an earlier attempt found may have changed
 //!   since. `verified` needs an equal record of that place, whoever's.
 //!   `registered` is a word for the copy at the origin. `archived` needs at least one required archive, and the proof in each.
-//! - **Insert only.** `event`, `verification_record`, `attempt` and `package_digest` are never updated, deleted, replaced
-//!   or truncated; packages, work and copies are never deleted.
+//! - **Proof in an archive** is a reading of what rests there (`read_back`, `scrub`): what was only received, or was there
+//!   before, proves nothing of the medium. One that a cache may have answered counts where the location says
+//!   `cached_read_back_counts`; one for which the archive system vouches by its own checksum where `on_tape_readback` is
+//!   `checksum` or `none`, and one that was not made at all, with its reason, where it is `none`. A later record of other
+//!   bytes takes every earlier one with it. `completed` needs the `read_back` of this very attempt.
+//! - **Archived no longer than true.** A required copy that is not present and verified any more takes its package out of
+//!   `archived`, to `failed` with the reason, by a trigger and so in the same commit, whoever writes it; the last one
+//!   that is good again brings it back. A worker's login needs no right on the package for that.
+//! - **What was required stays.** `archive_requirement` is only inserted, and not for a package that is archived: a
+//!   policy that asked for less afterwards would make `archived` cheaper, and one that asked for more would make it a lie.
+//! - **Planned once for each archive.** One live archive transfer for package and archive
+//!   (`long_term_archive_transfer_live`), and one that did not fail for each repair (`long_term_archive_transfer_once`; `repair` 0 is the first way in, n the nth
+//!   time that what lies there is replaced), so that a second manager's copy fails also when the first one's is over.
+//! - **Looked at when new.** `archive_due_at` is 0 when a copy is new, and becomes so by a trigger when it is called
+//!   something else; the planner's index holds nothing more. `checked_at` is there for copies in archives alone, and gives the oldest evidence first.
+//! - **Insert only.** `event`, `verification_record`, `attempt`, `package_digest` and `archive_requirement` are never
+//!   updated, deleted, replaced or truncated; packages, work and copies are never deleted.
 //! - **A reason for every end.** `failed` has a class and a text, `completed` has none; both have their time.
 //! - **Every change has an event.** A trigger writes it from `changed_by` and `change_reason`, which an update of a state
 //!   sets with it; no code can forget it.
@@ -113,8 +129,10 @@
 //!     1048576, 1, '<64 hexadecimal digits of b3sum>', 4);
 //! ```
 //!
-//! Sites are named by name or short name. `destination_location` may be NULL: the best buffer of that site. `digest` is
-//! BLAKE3 for a file, the tree digest for a tree; `sha256` may stand beside it. A manager registers the row like
+//! `policy` may be given: `transfer_only`, `site_archives` (the default: the archives of the sites where the package lies and
+//! shall go), `one_archive` or `every_archive`; so may `metadata`, one JSON object. Sites are named by name or short
+//! name. `destination_location` may be NULL: the best buffer of that site; it is never an archive. `digest` is BLAKE3
+//! for a file, the tree digest for a tree; `sha256` may stand beside it. A manager registers the row like
 //! `submit` and sets `state` to `accepted` with `package_id`, or to `refused` with `refusal`. The same package twice is
 //! accepted twice and moved once.
 //!
@@ -132,6 +150,8 @@
 //! | `ccat_xfer_reader` | reads everything |
 //!
 //! A pushing worker writes the copy and the evidence at the *destination*: it may, while it has claimed work to there.
+//! A look through an archive ([`Store::record_check`]) is written with the login that works there;
+//! [`Store::restore`] gives evidence without work, and needs the owner's.
 //! Trigger functions run with the owner's rights, so that proofs are looked for in all rows.
 //!
 //! # Transactions
@@ -146,12 +166,14 @@
 //! Locks are taken in one order: work, then advisory locks (route, locations by number), then the route, then limits by
 //! scope. Whoever waits for changes uses [`Store::wakeups`].
 
+mod archiving;
 mod claim;
 mod dead_letters;
 mod error;
 mod explain;
 mod fault;
 mod finish;
+mod holdings;
 mod lease;
 mod limits;
 mod list;
@@ -163,8 +185,10 @@ mod outbox;
 mod plan;
 mod postgres;
 mod registration;
+mod restore;
 mod schedule;
 mod schema;
+mod scrub;
 mod settle;
 mod show;
 mod sql;
@@ -183,19 +207,25 @@ use sqlx::PgPool;
 use self::sql::{Tx, args, in_time};
 use crate::model::Timestamp;
 
-pub use claim::{Claim, Member, PeerAddress, Place, RouteTerms};
+pub use archiving::{ArchiveLimits, ArchivesPlanned};
+pub use claim::{ArchiveTerms, Claim, Member, PeerAddress, Place, RouteTerms};
 pub use dead_letters::DeadLetter;
 pub use error::StoreError;
 pub use explain::{Explanation, LastError};
 pub use finish::Recorded;
+pub use holdings::{
+    ArchiveFilter, ArchiveRow, ArchiveSettings, CopyRow, Dossier, LastRecord, PackageStanding, Sighting,
+};
 pub use lease::Renewal;
 pub use list::{MOST_ROWS, PackageFilter, PackageRow, Page, WorkFilter, WorkRow};
 pub use operate::{SwitchFilter, Switched, Touched, TouchedWork};
 pub use outbox::{Hint, OutboxBatch};
 pub use plan::{PlanLimits, Planned};
-pub use registration::{Decided, Destination, NewPackage, Registered};
+pub use registration::{Decided, Destination, MOST_METADATA, NewPackage, Registered, checked_metadata};
+pub use restore::{Restored, RestoredCopy, RestoredPackage};
 pub use schedule::{HINTS_PER_SLOT, Scheduled};
 pub use schema::Migrated;
+pub use scrub::{CheckCursor, CopyToCheck, Finding, Looked};
 pub use settle::Settled;
 pub use show::{AttemptRow, EventRow, PackageDetail, RecordRow, RequestRow, WorkDetail};
 pub use sweep::{SweepRules, Swept};

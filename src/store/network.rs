@@ -26,6 +26,10 @@ pub(super) async fn network(tx: &mut Tx) -> Result<Network, StoreError> {
                 (SELECT CAST(coalesce(sum(b.bytes_left), 0) AS BIGINT) FROM
                     (SELECT t.bytes_total - t.bytes_done AS bytes_left FROM data_transfer t
                         WHERE t.destination_location_id = l.id AND t.status IN ('pending', 'scheduled', 'in_progress')
+                    ORDER BY t.bytes_total DESC LIMIT 10000) b) -
+                (SELECT CAST(coalesce(sum(b.bytes_left), 0) AS BIGINT) FROM
+                    (SELECT t.bytes_total - t.bytes_done AS bytes_left FROM long_term_archive_transfer t
+                        WHERE t.destination_location_id = l.id AND t.status IN ('pending', 'scheduled', 'in_progress')
                     ORDER BY t.bytes_total DESC LIMIT 10000) b) END AS room
         FROM data_location l JOIN site s ON s.id = l.site_id"
     );

@@ -284,7 +284,7 @@ impl Store {
             }
             WorkKind::Archive => {
                 "SELECT min(n.id) FROM long_term_archive_transfer n WHERE n.package_id = t.package_id
-                    AND n.destination_location_id = t.destination_location_id AND n.status <> 'failed' AND n.id <> t.id"
+                    AND n.destination_location_id = t.destination_location_id AND n.status <> 'failed' AND n.id > t.id"
             }
         };
         // On PostgreSQL no clock tells: a silent worker's work is asked for, and the sweep ends it.
@@ -307,10 +307,8 @@ impl Store {
                 asked: row.flag("cancel_requested")?,
             });
         }
-        // Two failed rows of one hop that are meant at once: the later one comes back.
-        if kind == WorkKind::Transfer {
-            keep_latest(tx, &mut found).await?;
-        }
+        // Two failed rows of one hop, or of one archive, that are meant at once: the later one comes back.
+        keep_latest(tx, kind, &mut found).await?;
         Ok(found)
     }
 }
@@ -358,18 +356,23 @@ async fn one_location(
     Ok((Switch::Location(LocationId::new(row.int("id")?)), name.to_owned(), row.flag("paused")?))
 }
 
-/// Of failed rows of one hop, all but the last one have that as their successor.
-async fn keep_latest(tx: &mut Tx, found: &mut [Candidate]) -> Result<(), StoreError> {
+/// Of failed rows of one hop, or of one package's way into one archive, all but the last one have that as their
+/// successor.
+async fn keep_latest(tx: &mut Tx, kind: WorkKind, found: &mut [Candidate]) -> Result<(), StoreError> {
     let failed: Vec<_> = found.iter().filter(|c| c.status == Status::Failed && c.successor.is_none()).collect();
     if failed.len() < 2 {
         return Ok(());
     }
     let names = list(1, failed.len());
+    let same = match kind {
+        WorkKind::Transfer => "n.data_transfer_package_id = t.data_transfer_package_id AND n.hop <= t.hop",
+        WorkKind::Archive => "n.package_id = t.package_id AND n.destination_location_id = t.destination_location_id",
+    };
     let text = format!(
-        "SELECT t.id, (SELECT max(n.id) FROM data_transfer n
-            WHERE n.data_transfer_package_id = t.data_transfer_package_id AND n.status = 'failed' AND n.id > t.id
-                AND n.hop <= t.hop AND n.id IN ({names})) AS later
-        FROM data_transfer t WHERE t.id IN ({names})"
+        "SELECT t.id, (SELECT max(n.id) FROM {table} n
+            WHERE {same} AND n.status = 'failed' AND n.id > t.id AND n.id IN ({names})) AS later
+        FROM {table} t WHERE t.id IN ({names})",
+        table = kind.table()
     );
     let args = with_ids(&[], failed.iter().map(|c| c.id));
     for row in tx.rows(text, &args).await? {

@@ -32,6 +32,29 @@ pub struct NewPackage {
     pub priority: u8,
     /// Which archives it must reach.
     pub policy: Policy,
+    /// One JSON object of keys and values, for its sidecar: [`checked_metadata`] takes it.
+    pub metadata: Option<String>,
+}
+
+/// Most bytes of a package's metadata.
+pub const MOST_METADATA: usize = 1 << 20;
+
+/// Metadata as the schema takes them: one JSON object of at most [`MOST_METADATA`] bytes.
+///
+/// # Errors
+/// [`StoreError::Refused`], with what is wrong.
+pub fn checked_metadata(text: &str) -> Result<&str, StoreError> {
+    let refused = |why: String| StoreError::Refused(format!("metadata: {why}"));
+    if text.len() > MOST_METADATA {
+        return Err(refused(format!("{} bytes are more than {MOST_METADATA}", text.len())));
+    }
+    match serde_json::from_str(text) {
+        // PostgreSQL takes no NUL in a text, however it is written.
+        Ok(serde_json::Value::Object(_)) if text.contains("\\u0000") => Err(refused("a text holds a NUL".into())),
+        Ok(serde_json::Value::Object(_)) => Ok(text),
+        Ok(_) => Err(refused("not an object of keys and values".into())),
+        Err(error) => Err(refused(error.to_string())),
+    }
 }
 
 /// Where a package should be.
@@ -184,6 +207,7 @@ impl Handed {
             sha256,
             priority,
             policy: row.word("policy")?,
+            metadata: row.opt_text("metadata")?,
         };
         Ok(Ok(Self { package, destination: (row.text("destination_site")?, row.opt_text("destination_location")?) }))
     }
@@ -223,6 +247,7 @@ async fn register(
         targets.push(match destination {
             Destination::Place(place) => {
                 let (location, site) = location_of(tx, place).await?;
+                refuse_archive(tx, place, location).await?;
                 (Some(site), Some(location))
             }
             Destination::Site(name) => {
@@ -245,7 +270,7 @@ async fn register(
     Ok(registered)
 }
 
-async fn location_of(tx: &mut Tx, place: &Place) -> Result<(LocationId, SiteId), StoreError> {
+pub(super) async fn location_of(tx: &mut Tx, place: &Place) -> Result<(LocationId, SiteId), StoreError> {
     let row = tx
         .row(
             "SELECT l.id, l.site_id FROM data_location l JOIN site s ON s.id = l.site_id \
@@ -255,6 +280,18 @@ async fn location_of(tx: &mut Tx, place: &Place) -> Result<(LocationId, SiteId),
         .await?
         .ok_or_else(|| StoreError::NotFound { what: "active location", name: place.to_string() })?;
     Ok((LocationId::new(row.int("id")?), SiteId::new(row.int("site_id")?)))
+}
+
+/// What shall rest in an archive is sent to a buffer before it.
+async fn refuse_archive(tx: &mut Tx, place: &Place, location: LocationId) -> Result<(), StoreError> {
+    let text = "SELECT 1 AS one FROM data_location WHERE id = $1 AND location_type = 'long_term_archive'";
+    match tx.row(text, args![location]).await? {
+        None => Ok(()),
+        Some(_) => Err(StoreError::Refused(format!(
+            "{place} is a long-term archive; send it to {}, and the archives there get it from the buffer",
+            place.site
+        ))),
+    }
 }
 
 async fn register_package(
@@ -284,7 +321,11 @@ async fn register_package(
             ],
         )
         .await?;
-    let Some(row) = made else { return known_package(tx, package, origin).await.map(|id| (id, false)) };
+    let Some(row) = made else {
+        let id = known_package(tx, package, origin).await?;
+        describe(tx, id, package.metadata.as_deref()).await?;
+        return Ok((id, false));
+    };
     let id = PackageId::new(row.int("id")?);
     let algorithm = match package.kind {
         PackageKind::File => Algorithm::Blake3,
@@ -304,7 +345,20 @@ async fn register_package(
         args![id, origin, path, Value::size(package.size_bytes)?, actor],
     )
     .await?;
+    describe(tx, id, package.metadata.as_deref()).await?;
     Ok((id, true))
+}
+
+/// Keeps what is said of a package, unless something was said before.
+pub(super) async fn describe(tx: &mut Tx, package: PackageId, metadata: Option<&str>) -> Result<(), StoreError> {
+    if let Some(text) = metadata {
+        tx.execute(
+            "INSERT INTO raw_data_package_metadata (package_id, metadata) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+            args![package, checked_metadata(text)?],
+        )
+        .await?;
+    }
+    Ok(())
 }
 
 /// The package that has this key, if it is the same in all else.

@@ -21,6 +21,7 @@ macro_rules! steps {
             Step { version: 2, name: "leases", text: step!($folder, "0002_leases") },
             Step { version: 3, name: "proofs", text: step!($folder, "0003_proofs") },
             Step { version: 4, name: "spool", text: step!($folder, "0004_spool") },
+            Step { version: 5, name: "archive", text: step!($folder, "0005_archive") },
         ]
     };
 }

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use super::{
     Store, StoreError,
+    archiving::{Archives, look_for_another_source, require},
+    list::class,
     many::{Alias, list, locked, skip_locked, with_ids},
     network::network,
     plan::{Chain, Turn, begin_packages, destination, insert_hops, turn},
@@ -119,12 +121,17 @@ impl Store {
         match kind {
             WorkKind::Archive => {
                 let text = format!(
-                    "SELECT t.id, t.package_id FROM long_term_archive_transfer t WHERE t.id IN ({names}) AND {unsettled}
-                    ORDER BY t.id{lock}"
+                    "SELECT t.id, t.package_id, t.origin_location_id, t.error_class FROM long_term_archive_transfer t
+                    WHERE t.id IN ({names}) AND {unsettled} ORDER BY t.id{lock}"
                 );
                 for row in tx.rows(text, &with_ids(&[], ids.iter().copied())).await? {
                     held.push(row.int("id")?);
                     packages.push(row.int("package_id")?);
+                    let blamed = [ErrorClass::CorruptAtSource, ErrorClass::SourceChanged, ErrorClass::MissingSource];
+                    if class(&row)?.is_some_and(|class| blamed.contains(&class)) {
+                        let origin = LocationId::new(row.int("origin_location_id")?);
+                        look_for_another_source(&mut tx, row.int("package_id")?, origin).await?;
+                    }
                 }
             }
             WorkKind::Transfer => {
@@ -133,6 +140,7 @@ impl Store {
                 );
                 let ends = ended(&mut tx, text, ids).await?;
                 let mut network = network(&mut tx).await?;
+                let mut archives = None;
                 let nobody = Members::default();
                 for some in ends.chunks(BUNDLES_AT_ONCE) {
                     let numbers: Vec<_> = some.iter().map(|end| end.bundle).collect();
@@ -145,7 +153,11 @@ impl Store {
                             done.failovers += usize::from(fail_over(&mut tx, &mut network, end, actor).await?);
                         } else if members.is_for_archives {
                             // A package that nobody archives goes no further than its own transfers.
-                            done.requests += go_on(&mut tx, &network, end, actor).await?;
+                            if archives.is_none() {
+                                archives = Some(Archives::of(&mut tx, &network).await?);
+                            }
+                            let archives = archives.get_or_insert_default();
+                            done.requests += go_on(&mut tx, &network, archives, end, &members.packages, actor).await?;
                         }
                         packages.extend_from_slice(&members.packages);
                     }
@@ -233,10 +245,7 @@ async fn ended(tx: &mut Tx, text: String, ids: &[i64]) -> Result<Vec<Ended>, Sto
             priority: row.int("priority")?,
             bytes: row.size("bytes_total")?,
             status: row.word("status")?,
-            class: row
-                .opt_text("error_class")?
-                .map(|c| c.parse().map_err(|e| StoreError::Corrupt(format!("error_class: {e}"))))
-                .transpose()?,
+            class: class(&row)?,
             text: row.opt_text("error_text")?,
             cancelled: row.flag("cancel_requested")?,
         });
@@ -280,29 +289,22 @@ async fn mark_settled(tx: &mut Tx, kind: WorkKind, ids: &[i64]) -> Result<(), St
 
 /// A bundle arrived. Packages that archives require, here or at other sites, get their requirements, and requests for
 /// the other sites, which start from here. Returns how many requests were made.
-async fn go_on(tx: &mut Tx, network: &Network, end: &Ended, actor: &str) -> Result<usize, StoreError> {
+async fn go_on(
+    tx: &mut Tx,
+    network: &Network,
+    archives: &Archives,
+    end: &Ended,
+    packages: &[i64],
+    actor: &str,
+) -> Result<usize, StoreError> {
     let row = tx.row("SELECT 1 AS one FROM data_transfer WHERE waits_for = $1 LIMIT 1", args![end.id]).await?;
     let Some(site) = network.locations.get(&end.destination).map(|l| l.site) else { return Ok(0) };
     if row.is_some() {
         return Ok(0);
     }
+    require(tx, archives, packages, site).await?;
     let new = "p.id IN (SELECT package_id FROM transfer_request WHERE data_transfer_package_id = $1)
         AND NOT EXISTS (SELECT 1 FROM archive_requirement q WHERE q.package_id = p.id)";
-    let text = format!(
-        "INSERT INTO archive_requirement (package_id, location_id)
-        SELECT p.id, l.id FROM raw_data_package p CROSS JOIN data_location l
-        WHERE {new} AND p.policy = $2 AND l.location_type = 'long_term_archive' AND l.active ON CONFLICT DO NOTHING"
-    );
-    tx.execute(text, args![end.bundle, Policy::EveryArchive.as_str()]).await?;
-    let text = format!(
-        "INSERT INTO archive_requirement (package_id, location_id)
-        SELECT p.id, l.id FROM raw_data_package p CROSS JOIN data_location l
-        WHERE {new} AND p.policy = $2 AND l.id = (SELECT h.id FROM data_location h
-            WHERE h.site_id = $3 AND h.location_type = 'long_term_archive' AND h.active
-            ORDER BY h.priority, h.id LIMIT 1)
-        ON CONFLICT DO NOTHING"
-    );
-    tx.execute(text, args![end.bundle, Policy::OneArchive.as_str(), site]).await?;
     // One archive, and none here: it goes on to a site that has one, whose turn it is.
     let text = format!(
         "INSERT INTO transfer_request (package_id, origin_location_id, priority, requested_by)
@@ -461,7 +463,7 @@ pub(super) async fn keep_states(tx: &mut Tx, packages: &[i64], actor: &str, reas
 }
 
 /// [`PackageWork`] of the package `p`. A hop that waits for one that failed does not live, and a failed one counts only
-/// where nothing took its place.
+/// where nothing took its place. A copy in an archive that went bad is a failure until it is repaired.
 const WORK_OF_PACKAGE: &str = "
     (EXISTS (SELECT 1 FROM transfer_request r JOIN data_transfer t
             ON t.data_transfer_package_id = r.data_transfer_package_id
@@ -471,7 +473,7 @@ const WORK_OF_PACKAGE: &str = "
                     AND NOT EXISTS (SELECT 1 FROM data_transfer n
                         WHERE n.data_transfer_package_id = b.data_transfer_package_id AND n.hop = b.hop
                             AND n.status <> 'failed'))))))
-        OR EXISTS (SELECT 1 FROM long_term_archive_transfer a WHERE a.package_id = p.id
+        OR EXISTS (SELECT 1 FROM long_term_archive_transfer a WHERE a.package_id = p.id AND a.repair = 0
             AND a.status IN ('pending', 'scheduled', 'in_progress'))) AS is_live,
     (EXISTS (SELECT 1 FROM transfer_request r JOIN data_transfer t
             ON t.data_transfer_package_id = r.data_transfer_package_id
@@ -479,10 +481,14 @@ const WORK_OF_PACKAGE: &str = "
             WHERE n.data_transfer_package_id = t.data_transfer_package_id AND n.status <> 'failed'
                 AND (n.hop = t.hop OR (n.hop < t.hop AND n.id > t.id))))
         OR EXISTS (SELECT 1 FROM long_term_archive_transfer a WHERE a.package_id = p.id AND a.status = 'failed'
-            AND NOT EXISTS (SELECT 1 FROM long_term_archive_transfer n WHERE n.package_id = p.id
-                AND n.destination_location_id = a.destination_location_id AND n.status <> 'failed'))) AS has_failed,
+            AND a.repair = 0 AND NOT EXISTS (SELECT 1 FROM long_term_archive_transfer n WHERE n.package_id = p.id
+                AND n.destination_location_id = a.destination_location_id AND n.id > a.id AND n.status <> 'failed'))
+        OR EXISTS (SELECT 1 FROM archive_requirement q JOIN physical_copy c
+                ON c.package_id = q.package_id AND c.location_id = q.location_id
+            WHERE q.package_id = p.id AND c.verification IN ('suspect', 'corrupt'))) AS has_failed,
     (SELECT count(*) FROM archive_requirement q WHERE q.package_id = p.id) AS required,
     (SELECT count(*) FROM archive_requirement q JOIN physical_copy c
         ON c.package_id = q.package_id AND c.location_id = q.location_id
-        WHERE q.package_id = p.id AND c.status = 'present' AND c.verification = 'verified') AS archived,
+        WHERE q.package_id = p.id AND c.status = 'present' AND c.verification = 'verified' AND EXISTS (
+            SELECT 1 FROM proof v WHERE v.package_id = q.package_id AND v.location_id = q.location_id)) AS archived,
     EXISTS (SELECT 1 FROM archive_requirement q WHERE q.package_id = p.id) AS goes_on";

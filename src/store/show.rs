@@ -5,13 +5,14 @@ use serde_json::value::RawValue;
 
 use super::{
     Store, StoreError,
+    holdings::{CopyRow, PackageStanding, copies, opt_word, standing},
     list::{PACKAGE_SELECT, PackageRow, WorkRow, one_work, package_row},
     sql::{Tx, args},
     work::Kind as WorkKind,
 };
 use crate::model::{
-    Algorithm, BundleId, CheckMethod, Fence, PackageDigest, PackageId, RequestId, StorageType, Timestamp, TransferId,
-    Work,
+    Algorithm, BundleId, CheckMethod, Fence, PackageDigest, PackageId, ReadHow, RequestId, StorageType, Timestamp,
+    TransferId, Work,
 };
 
 /// Most attempts, events, records and packages that are shown: the last ones.
@@ -72,6 +73,10 @@ pub struct RecordRow {
     pub expected_size_bytes: u64,
     /// As found.
     pub found_size_bytes: u64,
+    /// How the bytes were read, where that is known.
+    pub how: Option<ReadHow>,
+    /// Why nothing was read, where nothing was.
+    pub unread_reason: Option<String>,
     /// Whether both are equal.
     pub is_equal: bool,
     /// How it was looked at.
@@ -139,6 +144,12 @@ pub struct PackageDetail {
     pub digests: Vec<PackageDigest>,
     /// Where it shall go.
     pub requests: Vec<RequestRow>,
+    /// What lies of it where.
+    pub copies: Vec<CopyRow>,
+    /// How far it is archived.
+    pub standing: PackageStanding,
+    /// What was said of it: one JSON object.
+    pub metadata: Option<Box<RawValue>>,
     /// Its changes, the last one first.
     pub events: Vec<EventRow>,
     /// What was found of it anywhere, the last one first.
@@ -194,10 +205,20 @@ impl Store {
             row,
             digests,
             requests: requests(&mut tx, id).await?,
+            copies: copies(&mut tx, id).await?,
+            standing: standing(&mut tx, id).await?,
+            metadata: metadata(&mut tx, id).await?,
             events: events(&mut tx, "raw_data_package", id.number()).await?,
             records: records(&mut tx, "package_id", id.number()).await?,
         })
     }
+}
+
+async fn metadata(tx: &mut Tx, id: PackageId) -> Result<Option<Box<RawValue>>, StoreError> {
+    let text = "SELECT metadata FROM raw_data_package_metadata WHERE package_id = $1";
+    let Some(row) = tx.row(text, args![id]).await? else { return Ok(None) };
+    let raw = RawValue::from_string(row.text("metadata")?);
+    raw.map(Some).map_err(|e| StoreError::Corrupt(format!("metadata: {e}")))
 }
 
 async fn packages(tx: &mut Tx, which: &'static str, id: i64) -> Result<Vec<PackageRow>, StoreError> {
@@ -253,7 +274,8 @@ async fn events(tx: &mut Tx, entity: &'static str, id: i64) -> Result<Vec<EventR
 async fn records(tx: &mut Tx, column: &'static str, id: i64) -> Result<Vec<RecordRow>, StoreError> {
     let text = format!(
         "SELECT v.package_id, s.short_name || '/' || l.name AS location, v.algorithm, v.expected_digest, v.found_digest,
-            v.expected_size_bytes, v.found_size_bytes, v.method, v.medium, v.cached, v.host, v.fence, v.recorded_at
+            v.expected_size_bytes, v.found_size_bytes, v.method, v.medium, v.cached, v.host, v.fence, v.recorded_at,
+            v.read_how, v.unread_reason
         FROM verification_record v JOIN data_location l ON l.id = v.location_id JOIN site s ON s.id = l.site_id
         WHERE v.{column} = $1 ORDER BY v.id DESC LIMIT $2"
     );
@@ -270,6 +292,8 @@ async fn records(tx: &mut Tx, column: &'static str, id: i64) -> Result<Vec<Recor
             found: was_found,
             expected_size_bytes,
             found_size_bytes,
+            how: opt_word(&row, "read_how")?,
+            unread_reason: row.opt_text("unread_reason")?,
             is_equal: expected == was_found && expected_size_bytes == found_size_bytes,
             method: row.word("method")?,
             medium: row.word("medium")?,

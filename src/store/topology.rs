@@ -115,7 +115,8 @@ async fn load(tx: &mut Tx) -> Result<Topology, StoreError> {
     let rows = tx
         .rows(
             "SELECT s.short_name, l.name, l.location_type, l.storage_type, l.priority, p.name AS peer, \
-             l.capacity_bytes, l.keep_free_bytes, l.rate_limit_bytes_per_s, l.max_concurrent, l.active \
+             l.capacity_bytes, l.keep_free_bytes, l.rate_limit_bytes_per_s, l.max_concurrent, l.active, \
+             l.archive_group, l.archive_copies, l.cached_read_back_counts, l.on_tape_readback \
              FROM data_location l JOIN site s ON s.id = l.site_id LEFT JOIN peer p ON p.id = l.peer_id",
             args![],
         )
@@ -131,6 +132,10 @@ async fn load(tx: &mut Tx) -> Result<Topology, StoreError> {
             rate_limit_bytes_per_s: size(&row, "rate_limit_bytes_per_s")?,
             max_concurrent: count(&row, "max_concurrent")?,
             logins: BTreeSet::new(),
+            archive_group: row.opt_text("archive_group")?,
+            archive_copies: count(&row, "archive_copies")?.unwrap_or(1),
+            cached_read_back_counts: row.flag("cached_read_back_counts")?,
+            on_tape_readback: row.word("on_tape_readback")?,
             active: row.flag("active")?,
         };
         topology.locations.insert(Place { site: row.text("short_name")?, location: row.text("name")? }, location);
@@ -250,14 +255,17 @@ async fn write_location(tx: &mut Tx, place: &Place, location: &Location, actor: 
     let row = tx
         .row(
             "INSERT INTO data_location (site_id, name, queue_stem, location_type, storage_type, priority, peer_id, \
-             capacity_bytes, keep_free_bytes, rate_limit_bytes_per_s, max_concurrent, active, changed_by, \
-             change_reason) SELECT s.id, $2, $3, $4, $5, $6, (SELECT id FROM peer WHERE name = $7), $8, $9, $10, $11, \
-             $12, $13, 'topology applied' FROM site s WHERE s.short_name = $1 \
+             capacity_bytes, keep_free_bytes, rate_limit_bytes_per_s, max_concurrent, active, archive_group, \
+             archive_copies, cached_read_back_counts, on_tape_readback, changed_by, change_reason) \
+             SELECT s.id, $2, $3, $4, $5, $6, (SELECT id FROM peer WHERE name = $7), $8, $9, $10, $11, \
+             $12, $14, $15, $16, $17, $13, 'topology applied' FROM site s WHERE s.short_name = $1 \
              ON CONFLICT (queue_stem) DO UPDATE SET location_type = excluded.location_type, \
              storage_type = excluded.storage_type, priority = excluded.priority, peer_id = excluded.peer_id, \
              capacity_bytes = excluded.capacity_bytes, keep_free_bytes = excluded.keep_free_bytes, \
              rate_limit_bytes_per_s = excluded.rate_limit_bytes_per_s, max_concurrent = excluded.max_concurrent, \
-             active = excluded.active, updated_at = now_us(), changed_by = excluded.changed_by, \
+             active = excluded.active, archive_group = excluded.archive_group, \
+             archive_copies = excluded.archive_copies, cached_read_back_counts = excluded.cached_read_back_counts, \
+             on_tape_readback = excluded.on_tape_readback, updated_at = now_us(), changed_by = excluded.changed_by, \
              change_reason = excluded.change_reason RETURNING id",
             args![
                 &place.site,
@@ -273,6 +281,10 @@ async fn write_location(tx: &mut Tx, place: &Place, location: &Location, actor: 
                 location.max_concurrent,
                 location.active,
                 actor,
+                location.archive_group.clone(),
+                location.archive_copies,
+                location.cached_read_back_counts,
+                location.on_tape_readback.as_str(),
             ],
         )
         .await?;

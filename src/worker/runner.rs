@@ -380,6 +380,8 @@ fn evidence(
         method: look.map_or(CheckMethod::FoundEqual, |l| l.method),
         medium: claim.destination.storage_type,
         cached: look.is_none_or(|l| l.cached),
+        how: None,
+        unread_reason: None,
         host: look.map(|l| l.host.clone()).filter(|h| !h.is_empty()).unwrap_or_else(|| here.host.clone()),
         version: look
             .map(|l| l.version.clone())

@@ -4,10 +4,12 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod archiving;
 #[allow(dead_code, reason = "the cases of the schema use the rest of it")]
 #[path = "../store_conformance/bed.rs"]
 mod bed;
 mod explaining;
+mod looking_after;
 mod operating;
 mod planning;
 mod scheduling;
@@ -59,6 +61,25 @@ const CASES: &[Case] = cases![
     explaining::what_time_mends,
     explaining::what_is_over_or_runs,
     explaining::a_request_without_a_way,
+    archiving::what_reaches_a_site_with_archives_is_archived,
+    archiving::what_may_rest_where_its_policy_says,
+    archiving::what_lies_there_before_its_site_has_an_archive_is_archived_then,
+    archiving::groups_ask_for_as_many_as_they_say,
+    archiving::three_managers_plan_archive_work_once,
+    archiving::only_the_site_that_is_meant,
+    archiving::another_copy_is_read_when_the_first_one_is_bad,
+    archiving::archive_work_is_swept_cancelled_and_retried_like_transfers,
+    archiving::archive_work_explains_itself,
+    archiving::a_look_for_archive_work_costs_what_is_new,
+    archiving::a_manager_plans_what_its_duties_are,
+    looking_after::a_cached_reading_ends_no_archive_work,
+    looking_after::the_oldest_evidence_comes_first,
+    looking_after::a_mismatch_is_repaired_from_a_verified_copy,
+    looking_after::what_is_missing_is_suspect_and_comes_back,
+    looking_after::a_look_that_was_overtaken_writes_nothing,
+    looking_after::a_cached_look_counts_only_where_it_may,
+    looking_after::another_site_helps_where_no_copy_is_left,
+    looking_after::what_an_archive_says_is_restored_once,
 ];
 
 async fn all(backend: &str, beds: impl AsyncFn(&str) -> Bed) {

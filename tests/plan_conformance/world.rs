@@ -5,8 +5,8 @@ use std::time::Duration;
 use ccat_xfer::{
     chunk::RelPath,
     model::{
-        AttemptOutcome, CheckMethod, Ending, ErrorClass, Evidence, PackageKind, Policy, StorageType, TransferId, Work,
-        topology::Topology,
+        AttemptOutcome, CheckMethod, Ending, ErrorClass, Evidence, PackageKind, Policy, ReadHow, StorageType,
+        TransferId, Work, topology::Topology,
     },
     store::{Apply, Claim, Destination, NewPackage, PlanLimits, Registered, Store, WorkerProfile, WorkerSession},
 };
@@ -162,6 +162,7 @@ pub(crate) fn package(path: &str, from: &str, bytes: u64) -> NewPackage {
         sha256: None,
         priority: 4,
         policy: Policy::TransferOnly,
+        metadata: None,
     }
 }
 
@@ -220,6 +221,7 @@ pub(crate) async fn claim(store: &Store, worker: &WorkerSession) -> Option<Claim
 pub(crate) async fn end(store: &Store, worker: &WorkerSession, claim: &Claim, ending: Ending) {
     let now = store.now().await.expect("the time");
     let done = ending == Ending::Completed;
+    let is_archive = matches!(claim.work, Work::Archive(_));
     let mut outcome = AttemptOutcome::new(claim.work, claim.fence, worker.name(), claim.claimed_at, now, ending);
     if done {
         outcome.bytes_done = claim.bytes_total;
@@ -233,9 +235,11 @@ pub(crate) async fn end(store: &Store, worker: &WorkerSession, claim: &Claim, en
                 found_digest: member.digests[0].value,
                 expected_size_bytes: member.size_bytes,
                 found_size_bytes: member.size_bytes,
-                method: CheckMethod::Received,
+                method: if is_archive { CheckMethod::ReadBack } else { CheckMethod::Received },
                 medium: StorageType::Disk,
                 cached: false,
+                how: is_archive.then_some(ReadHow::Direct),
+                unread_reason: None,
                 host: "h".into(),
                 version: "0".into(),
                 receiver_key: None,

@@ -210,6 +210,7 @@ impl Bed {
             sha256: None,
             priority: 4,
             policy: Policy::OneArchive,
+            metadata: None,
         }
     }
 

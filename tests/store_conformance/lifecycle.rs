@@ -55,9 +55,21 @@ async fn archive(bed: &Bed, planned: &Planned) {
     let lta = bed.location("cologne_lta").await;
     bed.done(&format!("INSERT INTO archive_requirement (package_id, location_id) VALUES ({}, {lta})", planned.package))
         .await;
-    let without = [("data_transfer_id", "NULL".to_owned()), ("fence", "NULL".to_owned())];
-    bed.done(&bed.record(planned, lta, 1, &without)).await;
+    bed.done(&bed.record(planned, lta, 1, &read_back())).await;
     bed.done(&bed.copy(planned.package, lta)).await;
+}
+
+/// A reading of what rests in an archive, without work.
+pub(crate) fn read_back() -> Vec<(&'static str, String)> {
+    [
+        ("data_transfer_id", "NULL"),
+        ("fence", "NULL"),
+        ("method", "'read_back'"),
+        ("cached", "FALSE"),
+        ("read_how", "'direct'"),
+    ]
+    .map(|(column, value)| (column, value.to_owned()))
+    .to_vec()
 }
 
 pub(crate) async fn completed_needs_proof(bed: &Bed) {
@@ -114,7 +126,7 @@ pub(crate) async fn archived_needs_proof(bed: &Bed) {
     let without = [("data_transfer_id", "NULL".to_owned()), ("fence", "NULL".to_owned())];
     bed.done(&require(lta)).await;
     bed.refused(&archived, "archived needs").await;
-    bed.done(&bed.record(&planned, lta, 1, &without)).await;
+    bed.done(&bed.record(&planned, lta, 1, &read_back())).await;
     bed.refused(&archived, "archived needs").await;
     bed.done(&bed.copy(package, lta)).await;
 

@@ -4,6 +4,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod archive;
 mod bed;
 mod history;
 mod lifecycle;
@@ -48,6 +49,13 @@ const CASES: &[Case] = cases![
     lifecycle::an_attempt_that_ended_does_not_come_back,
     history::what_is_written_stays,
     history::every_change_has_an_event,
+    archive::what_only_passed_by_proves_nothing_in_an_archive,
+    archive::a_cache_and_a_tape_system_are_believed_where_the_location_says_so,
+    archive::completed_needs_a_reading_of_this_attempt,
+    archive::a_package_is_archived_no_longer_than_its_copies_are_good,
+    archive::what_was_required_stays,
+    archive::a_way_into_an_archive_is_planned_once,
+    archive::metadata_are_one_object,
 ];
 
 async fn all(backend: &str, beds: impl AsyncFn(&str) -> Bed, cases: &[Case]) {

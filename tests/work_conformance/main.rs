@@ -106,7 +106,11 @@ async fn work_is_done_once_on_postgres() {
     }
     let scene = Scene::new("work-postgres");
     let server = Postgres::start(&scene, Durability::Speed);
-    let only_here: &[Case] = cases![roles::a_workers_login_is_enough, roles::a_managers_login_is_enough];
+    let only_here: &[Case] = cases![
+        roles::a_workers_login_is_enough,
+        roles::a_managers_login_is_enough,
+        roles::archives_need_no_more_than_their_logins
+    ];
     let cases = [CASES, only_here].concat();
     all("postgres", async |name: &str| Bed::postgres(&server, name).await, &cases).await;
 }

@@ -1,8 +1,8 @@
 //! PostgreSQL: each daemon does its part with its own role's rights.
 
 use ccat_xfer::{
-    model::{CheckMethod, Ending, ErrorClass, WorkerState},
-    store::{Recorded, Renewal, Store, StoreError, SweepRules},
+    model::{CheckMethod, Ending, ErrorClass, ReadHow, Verification, WorkerState},
+    store::{ArchiveLimits, Finding, Looked, Recorded, Renewal, Store, StoreError, SweepRules},
 };
 
 use crate::{
@@ -106,4 +106,55 @@ pub(crate) async fn a_managers_login_is_enough(bed: &Bed) {
     let error = store.claim_next(&session, &queues, LEASE, &clock).await.expect_err("refused");
     assert!(matches!(error, StoreError::Denied(_)), "{error}");
     store.close().await;
+}
+
+/// A manager plans, a worker archives and looks after it: each with its own role's rights.
+pub(crate) async fn archives_need_no_more_than_their_logins(bed: &Bed) {
+    const LTA: &str = "cologne_lta_long_term_archive_transfer";
+    bed.apply_topology().await;
+    let manager = log_in(bed, "manager", "manager").await;
+    let worker = log_in(bed, "worker_cologne", "worker").await;
+    let other = log_in(bed, "worker_ccat", "worker").await;
+    let package = bed.planned().await.package;
+    let buffer = bed.location("cologne_buffer").await;
+    bed.done(&format!(
+        "INSERT INTO raw_data_package_metadata (package_id, metadata) VALUES ({package}, '{{\"obs_id\": \"7\"}}')"
+    ))
+    .await;
+    let planned = crate::bed::Planned { package, bundle: 0, transfer: 0 };
+    let without = [("data_transfer_id", "NULL".to_owned()), ("fence", "NULL".to_owned())];
+    bed.done(&bed.record(&planned, buffer, 1, &without)).await;
+    bed.done(&bed.copy(package, buffer)).await;
+
+    let limits = ArchiveLimits::default();
+    assert_eq!(manager.plan_archives(&limits, None, "m").await.expect("plan").transfers, 1);
+    let session = enrol(&worker, "keeper", &[LTA]).await;
+    manager.schedule("m").await.expect("schedule");
+    let held = claim(&worker, &session).await.expect("archive work");
+    assert!(held.archive.is_some_and(|terms| !terms.replace));
+    let dossier = worker.dossier(held.members[0].package).await.expect("what its sidecar says");
+    assert_eq!((dossier.metadata.as_deref(), dossier.required.len()), (Some(r#"{"obs_id": "7"}"#), 1));
+    let error = other.dossier(held.members[0].package).await;
+    assert!(error.is_ok(), "it lies at its origin: {error:?}");
+    let mut archived = completed(&held, "keeper");
+    let evidence = &mut archived.evidence[0];
+    (evidence.method, evidence.cached, evidence.how) = (CheckMethod::ReadBack, false, Some(ReadHow::Direct));
+    assert!(matches!(worker.finish(&archived, 0).await, Ok(Recorded::Now { .. })));
+    manager.settle(10, "m").await.expect("settle");
+    let state = format!("SELECT count(*) FROM raw_data_package WHERE id = {package} AND state = 'archived'");
+    assert_eq!(bed.int(&state).await, 1);
+
+    let now = worker.now().await.expect("the time");
+    let copy = worker.next_to_check(held.destination.location, now, None, 5).await.expect("look").remove(0);
+    let mut found = archived.evidence[0].clone();
+    (found.method, found.found_digest) = (CheckMethod::Scrub, [7; 32]);
+    let error = other.record_check(&copy, Finding::Read(&found), "thief").await.expect_err("not its archive");
+    assert!(matches!(error, StoreError::Denied(_) | StoreError::NotFound { .. }), "{error}");
+    let looked = worker.record_check(&copy, Finding::Read(&found), "keeper").await.expect("record");
+    assert_eq!(looked, Looked::Recorded(Verification::Corrupt));
+    assert_eq!(bed.int(&state).await, 0, "the package leaves `archived` though its worker may not say so itself");
+    assert_eq!(manager.plan_archives(&limits, None, "m").await.expect("plan").repairs, 1);
+    for store in [manager, worker, other] {
+        store.close().await;
+    }
 }

@@ -156,6 +156,8 @@ pub(crate) fn completed(claim: &Claim, worker: &str) -> AttemptOutcome {
                 method: CheckMethod::Received,
                 medium: StorageType::Disk,
                 cached: true,
+                how: None,
+                unread_reason: None,
                 host: "far".into(),
                 version: "0".into(),
                 receiver_key: Some("sha256:aa".into()),

@@ -110,7 +110,8 @@ pub(in crate::cli) fn measured(
         identity: measured.digest.0,
         sha256: None,
         priority,
-        policy: Policy::TransferOnly,
+        policy: Policy::SiteArchives,
+        metadata: None,
     })
 }
 

@@ -1,9 +1,12 @@
+use std::collections::BTreeMap;
+
 use super::{Dialer, Fault, Location, LocationType, MAX_HOPS, Place, Route, RouteEnd, RouteType, Topology};
 
 impl Topology {
     /// What is wrong with the whole, when each part is right by itself.
     pub(super) fn faults(&self) -> Vec<Fault> {
         let mut faults = Vec::new();
+        self.groups(&mut faults);
         for (name, route) in &self.routes {
             let at = format!("route '{name}'");
             let before = faults.len();
@@ -30,6 +33,19 @@ impl Topology {
             }
         }
         faults
+    }
+
+    /// Archives of one group ask for one number of copies.
+    fn groups(&self, faults: &mut Vec<Fault>) {
+        let mut copies: BTreeMap<(&str, &str), u32> = BTreeMap::new();
+        for (place, location) in &self.locations {
+            let Some(group) = &location.archive_group else { continue };
+            let first = *copies.entry((&place.site, group)).or_insert(location.archive_copies);
+            if first != location.archive_copies {
+                let why = format!("another location of archive_group '{group}' says archive_copies = {first}");
+                faults.push(Fault::Value { at: format!("location '{place}'"), why });
+            }
+        }
     }
 
     /// The route from one site to another, where no location of them has one of its own.
@@ -104,13 +120,16 @@ impl Topology {
     fn reachable(&self, at: &str, route: &Route, faults: &mut Vec<Fault>) {
         let ends = [
             (&route.from, "leave from", Dialer::Destination, [LocationType::Source, LocationType::Buffer].as_slice()),
-            (
-                &route.to,
-                "arrive at",
-                Dialer::Origin,
-                [LocationType::Buffer, LocationType::Processing, LocationType::LongTermArchive].as_slice(),
-            ),
+            (&route.to, "arrive at", Dialer::Origin, [LocationType::Buffer, LocationType::Processing].as_slice()),
         ];
+        let is_archive = |(_, l): (_, &Location)| l.location_type == LocationType::LongTermArchive;
+        if route.to.location.is_some() && self.at_end(&route.to).any(is_archive) {
+            let why = format!(
+                "{} is a long-term archive; let the route end in a buffer of its site, and archive work goes on from there",
+                route.to
+            );
+            faults.push(Fault::Value { at: at.to_owned(), why });
+        }
         for (end, what, dialled_by, types) in ends {
             // A location that a custom route names may be of any type: an archive is the origin of its copies.
             let fitting: Vec<&Location> = self

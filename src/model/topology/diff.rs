@@ -153,6 +153,10 @@ fn location_facts(location: &Location) -> Facts {
         ("rate_limit_bytes_per_s", or_none(location.rate_limit_bytes_per_s)),
         ("max_concurrent", or_none(location.max_concurrent)),
         ("logins", logins.join(",")),
+        ("archive_group", or_none(location.archive_group.as_ref())),
+        ("archive_copies", location.archive_copies.to_string()),
+        ("cached_read_back_counts", location.cached_read_back_counts.to_string()),
+        ("on_tape_readback", location.on_tape_readback.to_string()),
     ]
 }
 

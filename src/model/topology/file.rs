@@ -3,8 +3,8 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 
 use super::{
-    Dialer, Fault, Location, LocationType, Method, Peer, Place, Route, RouteEnd, RouteType, Site, StorageType,
-    Topology, TopologyError, Transport, is_name,
+    Dialer, Fault, Location, LocationType, Method, OnTapeReadback, Peer, Place, Route, RouteEnd, RouteType, Site,
+    StorageType, Topology, TopologyError, Transport, is_name,
 };
 use crate::config::units;
 
@@ -54,6 +54,10 @@ struct LocationTable {
     max_concurrent: Option<u32>,
     #[serde(default)]
     logins: BTreeSet<String>,
+    archive_group: Option<String>,
+    archive_copies: Option<u32>,
+    cached_read_back_counts: Option<bool>,
+    on_tape_readback: Option<OnTapeReadback>,
 }
 
 #[derive(Deserialize)]
@@ -181,7 +185,7 @@ impl Reader {
     }
 
     fn location(&mut self, table: LocationTable) {
-        let place = Place { site: table.site, location: table.name };
+        let place = Place { site: table.site.clone(), location: table.name.clone() };
         let at = format!("location '{place}'");
         self.name(&at, "name", &place.location);
         self.known_site(&at, &place.site);
@@ -198,6 +202,7 @@ impl Reader {
             let of = format!("with the same queues, '{other}'");
             self.faults.push(Fault::Twice { at: at.clone(), of });
         }
+        self.archive_keys(&at, &table);
         let capacity_bytes = self.units(&at, table.capacity, units::size);
         if capacity_bytes == Some(0) {
             self.value(&at, "a capacity is above 0");
@@ -212,10 +217,37 @@ impl Reader {
             rate_limit_bytes_per_s: self.units(&at, table.rate_limit, units::rate),
             max_concurrent: table.max_concurrent,
             logins: table.logins,
+            archive_group: table.archive_group,
+            archive_copies: table.archive_copies.unwrap_or(1),
+            cached_read_back_counts: table.cached_read_back_counts.unwrap_or(false),
+            on_tape_readback: table.on_tape_readback.unwrap_or(OnTapeReadback::Full),
             active: true,
         };
         let there = self.topology.locations.insert(place, location).is_some();
         self.twice(at, there);
+    }
+
+    fn archive_keys(&mut self, at: &str, table: &LocationTable) {
+        if let Some(group) = &table.archive_group {
+            self.name(at, "archive_group", group);
+        }
+        self.at_least_one(at, "archive_copies", table.archive_copies, 100);
+        if table.archive_copies.is_some() && table.archive_group.is_none() {
+            self.value(at, "archive_copies counts within an archive_group; name that too");
+        }
+        let is_said = table.archive_group.is_some()
+            || table.cached_read_back_counts.is_some()
+            || table.on_tape_readback.is_some();
+        if is_said && table.location_type != LocationType::LongTermArchive {
+            self.value(
+                at,
+                "archive_group, cached_read_back_counts and on_tape_readback are for a long_term_archive alone",
+            );
+        }
+        let reads_less = table.on_tape_readback.is_some_and(|policy| policy != OnTapeReadback::Full);
+        if reads_less && table.storage != Some(StorageType::Tape) {
+            self.value(at, "only an archive with storage = \"tape\" may read back less than everything");
+        }
     }
 
     fn known_site(&mut self, at: &str, site: &str) {

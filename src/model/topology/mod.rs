@@ -24,6 +24,16 @@
 //! max_concurrent = 8
 //! logins = ["cologne_worker"]     # PostgreSQL logins whose workers may work here
 //!
+//! [[location]]                    # what else a long_term_archive may say
+//! site = "cologne"
+//! name = "tape"
+//! type = "long_term_archive"
+//! storage = "tape"
+//! archive_group = "vaults"        # of the site's archives with this word, packages go to `archive_copies`; without a
+//! archive_copies = 1              # group to each archive. Equal in all of a group; 1 is the default
+//! cached_read_back_counts = false # whether a reading that a cache may have answered proves anything
+//! on_tape_readback = "full"       # full (default), checksum (the tape system's own is enough), none
+//!
 //! [[route]]
 //! name = "ccat-cologne"
 //! type = "direct"                 # direct (default), relay, custom
@@ -48,7 +58,7 @@ use std::{
     str::FromStr,
 };
 
-use super::{Dialer, LocationType, Method, RouteType, StorageType, Transport};
+use super::{Dialer, LocationType, Method, OnTapeReadback, RouteType, StorageType, Transport};
 
 pub use diff::{Change, ChangeKind, FieldChange};
 
@@ -120,6 +130,14 @@ pub struct Location {
     pub max_concurrent: Option<u32>,
     /// PostgreSQL logins whose workers may work here.
     pub logins: BTreeSet<String>,
+    /// Archives of one site that stand for each other.
+    pub archive_group: Option<String>,
+    /// How many of the group a package goes to.
+    pub archive_copies: u32,
+    /// Whether a reading that a cache may have answered proves anything of what rests in this archive.
+    pub cached_read_back_counts: bool,
+    /// What has to be read back in this archive.
+    pub on_tape_readback: OnTapeReadback,
     /// Whether it is in the file.
     pub active: bool,
 }

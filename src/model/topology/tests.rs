@@ -173,3 +173,46 @@ fn the_way_is_the_most_particular_route_and_the_legs_of_a_relay() {
     topology.routes.get_mut("fast").unwrap().active = false;
     assert_eq!(topology.way(&us, &cologne), Some(vec!["us-cologne"]));
 }
+
+fn archive(name: &str, rest: &str) -> String {
+    format!("\n[[location]]\nsite = \"cologne\"\nname = \"{name}\"\ntype = \"long_term_archive\"\n{rest}\n")
+}
+
+#[test]
+fn archives_say_how_many_and_what_counts() {
+    let text = [
+        archive("disk", "cached_read_back_counts = true"),
+        archive(
+            "tape",
+            "storage = \"tape\"\non_tape_readback = \"checksum\"\narchive_group = \"v\"\narchive_copies = 2",
+        ),
+    ];
+    let topology = Topology::parse(&format!("{GOOD}{}", text.concat())).unwrap();
+    let tape = &topology.locations[&"cologne/tape".parse::<Place>().unwrap()];
+    assert_eq!((tape.archive_group.as_deref(), tape.archive_copies), (Some("v"), 2));
+    assert_eq!((tape.cached_read_back_counts, tape.on_tape_readback), (false, OnTapeReadback::Checksum));
+    let disk = &topology.locations[&"cologne/disk".parse::<Place>().unwrap()];
+    assert_eq!((disk.archive_copies, disk.cached_read_back_counts), (1, true));
+    for (more, what) in [
+        (archive("a", "archive_copies = 2"), "name that too"),
+        (archive("a", "archive_group = \"v\"\narchive_copies = 0"), "archive_copies is 1 to"),
+        (archive("a", "on_tape_readback = \"none\""), "storage = \"tape\""),
+        (archive("a", "archive_group = \"V\""), "archive_group"),
+        (
+            [archive("a", "archive_group = \"v\"\narchive_copies = 2"), archive("b", "archive_group = \"v\"")].concat(),
+            "another location of archive_group",
+        ),
+        (
+            archive("a", "") + &route("x", "type = \"custom\"\nfrom = \"ccat\"\nto = \"cologne/a\""),
+            "is a long-term archive",
+        ),
+        (
+            "\n[[location]]\nsite = \"us\"\nname = \"b\"\ntype = \"buffer\"\ncached_read_back_counts = true\n"
+                .to_owned(),
+            "for a long_term_archive alone",
+        ),
+    ] {
+        let found = faults(&more);
+        assert!(found.iter().any(|fault| fault.contains(what)), "{what}: {found:?}");
+    }
+}

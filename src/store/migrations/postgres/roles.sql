@@ -61,6 +61,9 @@ CREATE OR REPLACE FUNCTION reaches_package(package BIGINT) RETURNS boolean LANGU
             WHERE r.package_id = package AND t.queue_location_id = ANY (my_locations()))
         OR EXISTS (SELECT 1 FROM long_term_archive_transfer t
             WHERE t.package_id = package AND t.queue_location_id = ANY (my_locations()))
+        -- Also what was restored, which no work of this database brought here.
+        OR EXISTS (SELECT 1 FROM physical_copy c
+            WHERE c.package_id = package AND c.location_id = ANY (my_locations()))
 $$;
 
 -- A copy at an own location, or at an end of own work that is not over: a pushing worker writes the destination's copy.
@@ -96,7 +99,7 @@ DECLARE
 BEGIN
     ALTER SCHEMA ccat_xfer OWNER TO ccat_xfer_owner;
     FOR thing IN SELECT c.relname FROM pg_catalog.pg_class c
-        WHERE c.relnamespace = 'ccat_xfer'::regnamespace AND c.relkind IN ('r', 'p') LOOP
+        WHERE c.relnamespace = 'ccat_xfer'::regnamespace AND c.relkind IN ('r', 'p', 'v') LOOP
         EXECUTE format('ALTER TABLE ccat_xfer.%I OWNER TO ccat_xfer_owner', thing.relname);
     END LOOP;
     FOR thing IN SELECT p.oid::regprocedure AS signature FROM pg_catalog.pg_proc p
@@ -124,7 +127,8 @@ GRANT SELECT ON ALL TABLES IN SCHEMA ccat_xfer TO ccat_xfer_manager, ccat_xfer_r
 
 -- The manager: plans, schedules, sweeps. It cannot raise a fence, and has no evidence to give.
 GRANT INSERT ON raw_data_package, package_digest, archive_requirement, data_transfer_package, transfer_request,
-    data_transfer, long_term_archive_transfer, physical_copy, attempt, outbox, dead_letter, round_robin, rate_limit
+    data_transfer, long_term_archive_transfer, physical_copy, attempt, outbox, dead_letter, round_robin, rate_limit,
+    raw_data_package_metadata
     TO ccat_xfer_manager;
 GRANT UPDATE (state, package_id, refusal, decided_at) ON intake TO ccat_xfer_manager;
 GRANT UPDATE (state, priority, updated_at, changed_by, change_reason) ON raw_data_package TO ccat_xfer_manager;
@@ -133,7 +137,8 @@ GRANT UPDATE (data_transfer_package_id, planned_at, not_before, obstacle, withdr
 GRANT UPDATE (status, priority, retry_count, next_attempt_at, owner, lease_until, lease_boot, losses, bytes_done,
     error_class, error_text, cancel_requested, settled, updated_at, scheduled_at, finished_at, changed_by, change_reason)
     ON data_transfer, long_term_archive_transfer TO ccat_xfer_manager;
-GRANT UPDATE (status, verification, updated_at, changed_by, change_reason) ON physical_copy TO ccat_xfer_manager;
+GRANT UPDATE (status, verification, archive_due_at, updated_at, changed_by, change_reason) ON physical_copy
+    TO ccat_xfer_manager;
 GRANT UPDATE (paused, updated_at, changed_by, change_reason) ON data_location TO ccat_xfer_manager;
 GRANT UPDATE (paused, breaker_state, breaker_failures, breaker_trips, breaker_until, updated_at, changed_by,
     change_reason) ON data_transfer_route TO ccat_xfer_manager;
@@ -146,11 +151,12 @@ GRANT UPDATE (state) ON worker TO ccat_xfer_manager;
 -- The worker: claims, renews, ends. Where work goes, its priority and its size are not its to say.
 GRANT SELECT ON schema_version, site, peer, data_location, data_transfer_route, worker_login, worker, worker_queue,
     raw_data_package, package_digest, data_transfer_package, transfer_request, data_transfer,
-    long_term_archive_transfer, physical_copy, verification_record, attempt, rate_limit TO ccat_xfer_worker;
+    long_term_archive_transfer, physical_copy, verification_record, attempt, rate_limit, archive_requirement,
+    raw_data_package_metadata TO ccat_xfer_worker;
 GRANT UPDATE (status, retry_count, attempt, next_attempt_at, fence, owner, lease_until, lease_boot, lease_us, renewals,
     claimed_at, claimed_by, losses, bytes_done, error_class, error_text, updated_at, finished_at, changed_by, change_reason)
     ON data_transfer, long_term_archive_transfer TO ccat_xfer_worker;
-GRANT INSERT, UPDATE (path, status, verification, updated_at, changed_by, change_reason) ON physical_copy
+GRANT INSERT, UPDATE (path, status, verification, checked_at, updated_at, changed_by, change_reason) ON physical_copy
     TO ccat_xfer_worker;
 GRANT INSERT ON verification_record, attempt, outbox, dead_letter TO ccat_xfer_worker;
 GRANT INSERT (name, boot_nonce, host, process_id, version, state, slots, lease_us, running, started_at, heartbeat_at,
@@ -165,16 +171,17 @@ GRANT UPDATE (tokens_micro, refilled_at) ON rate_limit TO ccat_xfer_worker;
 
 -- The submitter: registers, or leaves a row of intake behind.
 GRANT SELECT ON schema_version, site, data_location, raw_data_package, package_digest, transfer_request, physical_copy,
-    intake TO ccat_xfer_submitter;
+    raw_data_package_metadata, intake TO ccat_xfer_submitter;
 GRANT INSERT (name, kind, origin_location_id, relative_path, size_bytes, file_count, identity, priority, policy,
     changed_by, change_reason) ON raw_data_package TO ccat_xfer_submitter;
 GRANT INSERT (package_id, algorithm, digest) ON package_digest TO ccat_xfer_submitter;
+GRANT INSERT (package_id, metadata) ON raw_data_package_metadata TO ccat_xfer_submitter;
 GRANT INSERT (package_id, location_id, path, size_bytes, status, verification, changed_by, change_reason)
     ON physical_copy TO ccat_xfer_submitter;
 GRANT INSERT (package_id, origin_location_id, destination_site_id, destination_location_id, priority, requested_by)
     ON transfer_request TO ccat_xfer_submitter;
 GRANT INSERT (origin_site, origin_location, destination_site, destination_location, relative_path, kind, size_bytes,
-    file_count, digest, sha256, priority, policy) ON intake TO ccat_xfer_submitter;
+    file_count, digest, sha256, priority, policy, metadata) ON intake TO ccat_xfer_submitter;
 
 -- ---- rows
 
@@ -188,7 +195,8 @@ BEGIN
     END LOOP;
     FOREACH one IN ARRAY ARRAY['data_location', 'data_transfer_route', 'worker', 'worker_queue', 'worker_login',
         'raw_data_package', 'package_digest', 'data_transfer_package', 'transfer_request', 'data_transfer',
-        'long_term_archive_transfer', 'physical_copy', 'verification_record', 'attempt', 'outbox', 'intake'] LOOP
+        'long_term_archive_transfer', 'physical_copy', 'verification_record', 'attempt', 'outbox', 'intake',
+        'archive_requirement', 'raw_data_package_metadata'] LOOP
         EXECUTE format('ALTER TABLE ccat_xfer.%I ENABLE ROW LEVEL SECURITY', one);
         EXECUTE format('CREATE POLICY whole ON ccat_xfer.%I TO ccat_xfer_manager, ccat_xfer_reader '
             'USING (TRUE) WITH CHECK (TRUE)', one);
@@ -213,6 +221,8 @@ CREATE POLICY own ON data_transfer_package FOR SELECT TO ccat_xfer_worker USING 
 CREATE POLICY own ON transfer_request FOR SELECT TO ccat_xfer_worker USING (reaches_bundle(data_transfer_package_id));
 CREATE POLICY own ON raw_data_package FOR SELECT TO ccat_xfer_worker USING (reaches_package(id));
 CREATE POLICY own ON package_digest FOR SELECT TO ccat_xfer_worker USING (reaches_package(package_id));
+CREATE POLICY own ON archive_requirement FOR SELECT TO ccat_xfer_worker USING (reaches_package(package_id));
+CREATE POLICY own ON raw_data_package_metadata FOR SELECT TO ccat_xfer_worker USING (reaches_package(package_id));
 CREATE POLICY seen ON physical_copy FOR SELECT TO ccat_xfer_worker
     USING (location_id = ANY ((SELECT my_locations())::BIGINT[]) OR reaches_package(package_id));
 CREATE POLICY own ON physical_copy FOR INSERT TO ccat_xfer_worker
@@ -231,6 +241,7 @@ CREATE POLICY own ON outbox FOR INSERT TO ccat_xfer_worker
 
 CREATE POLICY submits ON raw_data_package TO ccat_xfer_submitter USING (TRUE) WITH CHECK (TRUE);
 CREATE POLICY submits ON package_digest TO ccat_xfer_submitter USING (TRUE) WITH CHECK (TRUE);
+CREATE POLICY submits ON raw_data_package_metadata TO ccat_xfer_submitter USING (TRUE) WITH CHECK (TRUE);
 CREATE POLICY submits ON transfer_request TO ccat_xfer_submitter USING (TRUE) WITH CHECK (TRUE);
 CREATE POLICY submits ON physical_copy TO ccat_xfer_submitter USING (TRUE) WITH CHECK (verification = 'registered');
 CREATE POLICY own ON intake TO ccat_xfer_submitter
