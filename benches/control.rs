@@ -194,6 +194,7 @@ impl World {
                 drain_limit: Duration::from_secs(10),
                 spool: self.scene.folder(&format!("spool{n}")),
                 places: BTreeMap::from([("ccat_buffer".to_owned(), place)]),
+                archives: BTreeMap::new(),
                 options: Options::default(),
             };
             let (store, broker, runner) = (self.connect().await, Arc::clone(&self.broker), Arc::clone(&runner));

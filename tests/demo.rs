@@ -49,7 +49,7 @@ fn assert_tmp_is_empty(scene: &Scene) {
 }
 
 #[test]
-fn packages_go_from_one_site_to_the_other() {
+fn packages_go_from_one_site_to_the_other_and_into_its_archive() {
     let scene = Scene::new("demo");
     let done = demo(&scene, &[], None);
     let said = said(&done);
@@ -57,16 +57,17 @@ fn packages_go_from_one_site_to_the_other() {
     assert!(opening.contains("Real:") && opening.contains("Not real:"), "its first lines say what is real:\n{said}");
     // Each package is told of in each of its states that lasted, at least from its registration to its end.
     for package in ["scan-0.dat", "scan-3.dat", "night-00", "odd"] {
-        let states = ["registered", "completed"];
+        let states = ["registered", "archived"];
         let told = |state: &str| said.lines().any(|line| line.contains(package) && line.contains(state));
         assert!(states.iter().all(|state| told(state)), "{package}:\n{said}");
     }
-    assert!(said.contains("ccat to cologne"), "the route:\n{said}");
-    assert!(said.contains("8 of 8 packages"), "{said}");
+    assert!(said.contains("ccat to cologne") && said.contains("cologne/archive"), "the ways:\n{said}");
+    assert!(said.contains("8 of 8 packages are archived"), "{said}");
     let records = said.lines().filter(|line| line.contains(": equal, ")).count();
     assert_eq!(records, 8, "one verification record for each package:\n{said}");
+    assert!(said.contains("read_back"), "{said}");
     let lines = proposals(&said);
-    assert_eq!(lines.len(), 2, "it ends with checks to make by hand:\n{said}");
+    assert_eq!(lines.len(), 3, "it ends with checks to make by hand:\n{said}");
     for line in lines {
         let out = Command::new("sh").arg("-c").arg(&line).output().expect("sh starts");
         assert!(out.status.success(), "{line}: {}", String::from_utf8_lossy(&out.stderr));
@@ -137,6 +138,18 @@ fn a_corrupt_destination_is_found() {
     std::fs::write(data.join("a file"), b"some bytes").expect("write");
     let done = start(&scene, &["--rm"], Some(&data), Some("destination")).wait(HANG).expect_code(exit::INTEGRITY);
     assert!(done.stderr.contains("a file differs"), "{}", done.stderr);
+}
+
+/// Seen to fail with the archive left out of the comparison.
+#[test]
+#[cfg(feature = "faults")]
+fn a_corrupt_archive_is_found() {
+    let scene = Scene::new("demo-archive");
+    let data = scene.join("data");
+    build(&data, &TreeSpec::plain(1 << 20, 3), &mut Rng(7));
+    std::fs::write(data.join("a file"), b"some bytes").expect("write");
+    let done = start(&scene, &["--rm"], Some(&data), Some("archive")).wait(HANG).expect_code(exit::INTEGRITY);
+    assert!(done.stderr.contains("archive: a file differs"), "{}", done.stderr);
 }
 
 /// Seen to fail with `expected` not given to the engine: the file was published.

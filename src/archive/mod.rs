@@ -14,8 +14,11 @@ mod error;
 mod failure;
 mod fault;
 mod key;
+mod obscore;
 mod origin;
 pub mod s3;
+mod settings;
+pub mod sidecar;
 pub mod tape;
 mod watch;
 
@@ -25,7 +28,7 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    chunk::{Digest, RelPath},
+    chunk::{ChunkValue, Digest, RelPath},
     disk::Root,
     model::{PackageDigest, PackageKind, StorageType, Timestamp},
 };
@@ -35,7 +38,9 @@ pub use disk::{Disk, MARKER};
 pub use error::ArchiveError;
 #[cfg(any(test, feature = "faults"))]
 pub use fault::Lies;
+pub use obscore::Metadata;
 pub use s3::S3;
+pub use settings::Settings;
 pub use tape::Tape;
 
 /// A package as an archive needs to know it.
@@ -78,6 +83,10 @@ pub struct Source<'a> {
 pub trait Progress: fmt::Debug + Send + Sync {
     /// So many more.
     fn advance(&self, bytes: u64);
+
+    /// A reading of a file found this value of a chunk of [`ChunkSize::DEFAULT`](crate::chunk::ChunkSize::DEFAULT). An
+    /// archive that does not read by such chunks tells none.
+    fn chunk(&self, _index: u64, _value: ChunkValue) {}
 }
 
 /// What an archive holds of a package, as read from it.

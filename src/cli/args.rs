@@ -53,7 +53,7 @@ pub(super) enum Command {
     /// Run this site's endpoint, as the settings file's table `serve` says: QUIC and TCP on one port, known peers only.
     #[command(after_help = SERVE_HELP)]
     Serve,
-    /// Read files again and compare with a manifest.
+    /// Read files again and compare with a manifest, or what is archived and compare with what was registered.
     Verify(Verify),
     /// List the parts that interrupted jobs left, and remove them.
     Clean(Clean),
@@ -62,10 +62,10 @@ pub(super) enum Command {
     /// Show it all on this machine: two sites, and packages that move between them.
     #[cfg(feature = "control")]
     Demo(Demo),
-    /// Run a manager: it plans transfers and offers them to workers.
+    /// Run a manager: it plans transfers and ways into archives, and offers them to workers.
     #[cfg(feature = "control")]
     Manager(control::Manager),
-    /// Run a worker: it moves what managers offer.
+    /// Run a worker: it moves and archives what managers offer.
     #[cfg(feature = "control")]
     Worker(control::Worker),
     /// Run endpoint, manager and worker in one process.
@@ -77,10 +77,13 @@ pub(super) enum Command {
     /// Apply or show sites, locations, routes and peers.
     #[cfg(feature = "control")]
     Topology(control::Topology),
+    /// Make a folder an archive.
+    #[cfg(feature = "control")]
+    Archive(control::Archive),
     /// Register packages and say where they should be.
     #[cfg(feature = "control")]
     Submit(control::Submit),
-    /// List transfers, packages, workers or dead letters.
+    /// List transfers, packages, what is archived, workers or dead letters.
     #[cfg(feature = "control")]
     List(control::List),
     /// Show all about a transfer or a package.
@@ -236,11 +239,18 @@ impl Common {
 #[derive(Args, Debug)]
 pub(super) struct Verify {
     /// Folders that the manifest's paths are relative to; each is checked whole.
-    #[arg(required = true, value_hint = ValueHint::DirPath)]
+    #[arg(value_hint = ValueHint::DirPath)]
+    #[cfg_attr(feature = "control", arg(required_unless_present = "location", conflicts_with = "location"))]
+    #[cfg_attr(not(feature = "control"), arg(required = true))]
     pub(super) path: Vec<PathBuf>,
     /// Written by send, recv or b3sum.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub(super) manifest: PathBuf,
+    #[cfg_attr(feature = "control", arg(required_unless_present = "location", conflicts_with = "location"))]
+    #[cfg_attr(not(feature = "control"), arg(required = true))]
+    pub(super) manifest: Option<PathBuf>,
+    #[cfg(feature = "control")]
+    #[command(flatten)]
+    pub(super) archived: control::Scrub,
     /// Print one JSON object per event on stdout.
     #[arg(long)]
     pub(super) json: bool,

@@ -52,7 +52,10 @@ impl Outcome {
 }
 
 pub(super) fn verify(args: &Verify, screen: &Screen) -> Exit {
-    let lines = match manifest::read(&args.manifest) {
+    let Some(manifest) = &args.manifest else {
+        return fail(screen, args.json, &JobError::new(FailureClass::Usage, "verify needs --manifest FILE"));
+    };
+    let lines = match manifest::read(manifest) {
         Ok(lines) => lines,
         Err(error) => {
             let class = match error {

@@ -9,7 +9,11 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{ConfigError, Origin, units};
+use super::{
+    ConfigError, Origin,
+    locations::{self, Location, LocationTable},
+    units,
+};
 use crate::{
     broker::{Address, Credentials, RabbitConfig, Times},
     model::BundleLimits,
@@ -43,10 +47,34 @@ use crate::{
 /// | `health.token_file` | none | file with the token that each request bears; needed unless `listen` is loopback |
 /// | `locations."SITE/NAME".root` | | the folder of that location on this machine |
 /// | `locations."SITE/NAME".slots` | `worker.slots` | attempts of its queue at once |
+/// | `locations."SITE/NAME".archive` | none | `disk`, `s3` or `tape`: it is a long-term archive; one on disk has a `root` |
+/// | `... .s3.endpoint`, `.bucket` | | `https://HOST[:PORT]`, and the bucket there, which is never created |
+/// | `... .s3.prefix` | none | what all keys begin with: a folder with a slash behind it |
+/// | `... .s3.credentials_file` | none | file with `ACCESS_KEY:SECRET_KEY[:SESSION_TOKEN]`, readable by its owner only |
+/// | `... .s3.region` | `us-east-1` | what requests are signed for |
+/// | `... .s3.path_style` | `true` | whether the bucket stands in the path and not in the host's name |
+/// | `... .s3.part_size` | `16Mi` | bytes of a part, a multiple of 4 MiB from 8 MiB |
+/// | `... .s3.parallel_parts`, `.parallel_objects` | `4`, `16` | parts, and small objects of a tree, under way at once |
+/// | `... .s3.checksum` | `crc64nvme` | what the store checks each part by: `crc64nvme`, `sha256` or `content_md5` |
+/// | `... .s3.storage_class` | the store's | as `STANDARD_IA` |
+/// | `... .s3.lock_mode`, `.lock_days` | none | object lock: `governance` or `compliance`, for so many days |
+/// | `... .s3.ca_file` | those of the machine | authorities that may vouch for the endpoint |
+/// | `... .s3.allow_plain_http` | `false` | lets data and keys travel in the clear to another machine |
+/// | `... .s3.connect_timeout`, `.request_timeout`, `.stall_timeout` | `10s`, `10m`, `30s` | for a connection, one try of a request, silence within an answer |
+/// | `... .s3.tries` | `6` | tries of one request |
+/// | `... .tape.staging` | | folder of this machine for what is packed and fetched, with room for the largest package |
+/// | `... .tape.put`, `.get`, `.stat` | | commands as lists of words; `{source}`, `{key}` and `{target}` are words of their own, and no shell reads them |
+/// | `... .tape.checksum`, `.list` | none | more of them |
+/// | `... .tape.copy_timeout`, `.ask_timeout`, `.tape_timeout` | `6h`, `60s`, `24h` | for put and get, for the others, until it is on tape |
+/// | `... .tape.tape_poll` | `5s` | first wait between two looks whether it is |
+/// | `... .tape.on_tape_readback` | `full` | `full`, `checksum` or `none`; the topology has to allow what is less than full |
+/// | `... .tape.checksum_algorithm` | `sha256` | what the system's own checksum is: `sha256` or `blake3` |
+/// | `... .tape.unread_reason` | none | why nothing need be read, for `none` |
 ///
 /// An environment variable is `CCAT_XFER_`, the table, `_` and the key in capitals, as `CCAT_XFER_DATABASE_URL`; those of
-/// `locations` stand in the file alone. `CCAT_XFER_DATABASE_PASSWORD` and `CCAT_XFER_BROKER_CREDENTIALS` hold the secrets
-/// themselves. No secret is read from an argument or an address.
+/// `locations` stand in the file alone. `CCAT_XFER_DATABASE_PASSWORD`, `CCAT_XFER_BROKER_CREDENTIALS` and
+/// `CCAT_XFER_S3_CREDENTIALS` (for every `s3` without a file) hold the secrets themselves. No secret is read from an argument
+/// or an address.
 #[derive(Clone, Debug)]
 pub struct Daemon {
     /// The database's address, with the password in it where there is one. Never to be shown.
@@ -61,7 +89,7 @@ pub struct Daemon {
     pub bundles: BundleLimits,
     /// The worker.
     pub worker: Worker,
-    /// Folders, by `SITE/NAME`.
+    /// Folders and archives, by `SITE/NAME`.
     pub locations: BTreeMap<String, Location>,
     /// The health endpoint, if there is one.
     pub health: Option<http::Config>,
@@ -88,16 +116,6 @@ pub struct Worker {
     pub spool: Option<PathBuf>,
 }
 
-/// What a location's name means on this machine.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Location {
-    /// Its folder.
-    pub root: PathBuf,
-    /// Attempts of its queue at once.
-    pub slots: Option<u32>,
-}
-
 #[derive(Default, Deserialize)]
 struct File {
     #[serde(default)]
@@ -111,7 +129,7 @@ struct File {
     #[serde(default)]
     health: HealthTable,
     #[serde(default)]
-    locations: BTreeMap<String, Location>,
+    locations: BTreeMap<String, LocationTable>,
 }
 
 #[derive(Default, Deserialize)]
@@ -185,10 +203,12 @@ const KEYS: &[(&str, &str)] = &[
 
 const PASSWORD: &str = "CCAT_XFER_DATABASE_PASSWORD";
 const CREDENTIALS: &str = "CCAT_XFER_BROKER_CREDENTIALS";
+pub(super) const S3_CREDENTIALS: &str = "CCAT_XFER_S3_CREDENTIALS";
 
 /// Whether an environment variable is read here.
 pub(super) fn is_ours(name: &str) -> bool {
-    name == PASSWORD || name == CREDENTIALS || KEYS.iter().any(|(table, key)| variable(table, key) == name)
+    [PASSWORD, CREDENTIALS, S3_CREDENTIALS].contains(&name)
+        || KEYS.iter().any(|(table, key)| variable(table, key) == name)
 }
 
 fn variable(table: &str, key: &str) -> String {
@@ -222,13 +242,15 @@ impl Daemon {
             }
         }
         table.retain(|name, _| TABLES.contains(&name));
-        let (mut password, mut credentials) = (None, None);
+        let (mut password, mut credentials, mut s3) = (None, None, None);
         for (name, value) in variables {
             let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else { continue };
             if name == PASSWORD {
                 password = Some(Secret::new(value));
             } else if name == CREDENTIALS {
                 credentials = Some(Secret::new(value));
+            } else if name == S3_CREDENTIALS {
+                s3 = Some(Secret::new(value));
             } else if let Some((section, key)) = KEYS.iter().find(|(t, k)| variable(t, k) == name) {
                 let section = table.entry(*section).or_insert_with(|| toml::Table::new().into());
                 if let Some(section) = section.as_table_mut() {
@@ -248,7 +270,7 @@ impl Daemon {
             bundles: bundles(&read.manager, &wrong)?,
             manager: read.manager.name,
             worker: worker(read.worker, state, &wrong)?,
-            locations: locations(read.locations, &wrong)?,
+            locations: locations::locations(read.locations, s3.as_ref(), &wrong)?,
             health: read.health.listen.map(|listen| http::Config { listen, token_file: read.health.token_file }),
         })
     }
@@ -264,7 +286,7 @@ impl Daemon {
     }
 }
 
-type Wrong<'a> = dyn Fn(&'static str, String) -> ConfigError + 'a;
+pub(super) type Wrong<'a> = dyn Fn(&'static str, String) -> ConfigError + 'a;
 
 fn database(
     table: &DatabaseTable,
@@ -396,27 +418,13 @@ fn number(
     number.ok_or_else(|| wrong(key, format!("'{text}' is not a number from 1 to {most}")))
 }
 
-fn locations(table: BTreeMap<String, Location>, wrong: &Wrong<'_>) -> Result<BTreeMap<String, Location>, ConfigError> {
-    for (name, location) in &table {
-        if let Err(error) = name.parse::<crate::model::topology::Place>() {
-            return Err(wrong("locations", error.to_string()));
-        }
-        if !location.root.is_absolute() {
-            return Err(wrong("locations", format!("the root of \"{name}\" must be an absolute path")));
-        }
-        if location.slots == Some(0) {
-            return Err(wrong("locations", format!("the slots of \"{name}\" are at least 1")));
-        }
-    }
-    Ok(table)
-}
-
 /// More attempts at once than any machine has use for.
 const MOST_SLOTS: u32 = 1000;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::archive;
 
     fn load(text: &str, variables: &[(&str, &str)]) -> Result<Daemon, String> {
         let temp = tempfile::tempdir().unwrap();
@@ -443,7 +451,7 @@ mod tests {
         let daemon = load(text, &[("CCAT_XFER_DATABASE_URL", "sqlite:/b"), ("CCAT_XFER_WORKER_SLOTS", "7")]).unwrap();
         assert_eq!((daemon.database(), daemon.worker.slots), ("sqlite:/b", 7));
         assert_eq!(daemon.worker.lease, Duration::from_secs(30));
-        assert_eq!(daemon.locations["ccat/raw"].root, Path::new("/data"));
+        assert_eq!(daemon.locations["ccat/raw"].folder(), Some(Path::new("/data")));
     }
 
     #[test]
@@ -459,6 +467,35 @@ mod tests {
         assert!(load("[broker]\nurl = \"amqps://h\"", &[]).unwrap_err().contains("USER:PASSWORD"));
     }
 
+    const S3: &str =
+        "[locations.\"a/b\"]\narchive = \"s3\"\n[locations.\"a/b\".s3]\nendpoint = \"https://h\"\nbucket = \"b\"\n";
+
+    #[test]
+    fn archives_have_their_tables() {
+        let daemon = load("[locations.\"a/b\"]\narchive = \"disk\"\nroot = \"/x\"", &[]).unwrap();
+        assert!(daemon.locations["a/b"].folder().is_none(), "packages are not sent from it");
+        assert!(
+            matches!(daemon.locations["a/b"].archive(), Some(archive::Settings::Disk(root)) if root == Path::new("/x"))
+        );
+        let text = format!("{S3}part_size = \"32Mi\"\nlock_mode = \"governance\"\nlock_days = 3\n");
+        let secret = [(S3_CREDENTIALS, "key:se/cr+et:token")];
+        let daemon = load(&text, &secret).unwrap();
+        let Some(archive::Settings::S3(s3)) = daemon.locations["a/b"].archive() else { panic!("no s3") };
+        assert_eq!((s3.part_bytes, s3.bucket.as_str()), (32 << 20, "b"));
+        assert_eq!(s3.credentials.secret_key.expose(), "se/cr+et");
+        assert!(s3.credentials.session_token.is_some() && s3.lock.is_some_and(|lock| lock.days == 3));
+        assert!(!format!("{daemon:?}").contains("se/cr+et"));
+        for (more, says) in [
+            ("checksum = \"crc\"", "s3.checksum"),
+            ("lock_days = 3", "stand together"),
+            ("stall_timeout = \"0s\"", "above 0"),
+            ("secret = \"x\"", "secret"),
+        ] {
+            let error = load(&format!("{S3}{more}"), &secret).unwrap_err();
+            assert!(error.contains(says), "{more}: {error}");
+        }
+    }
+
     #[test]
     fn what_cannot_be_is_refused_with_its_key() {
         for (text, says) in [
@@ -472,6 +509,21 @@ mod tests {
             ("[locations.ccat]\nroot = \"/x\"", "SITE/LOCATION"),
             ("[locations.\"a/b\"]\nroot = \"x\"", "absolute"),
             ("[locations.\"a/b\"]\nroot = \"/x\"\nslots = 0", "at least 1"),
+            ("[locations.\"a/b\"]\nslots = 1", "needs a root"),
+            ("[locations.\"a/b\"]\narchive = \"floppy\"\nroot = \"/x\"", "disk, s3, tape"),
+            ("[locations.\"a/b\"]\narchive = \"disk\"", "has a root"),
+            ("[locations.\"a/b\"]\narchive = \"s3\"\nroot = \"/x\"", "table 's3'"),
+            (
+                "[locations.\"a/b\"]\nroot = \"/x\"\n[locations.\"a/b\".s3]\nendpoint = \"x\"\nbucket = \"y\"",
+                "for archives",
+            ),
+            (S3, "ACCESS_KEY:SECRET_KEY"),
+            (
+                "[locations.\"a/b\"]\narchive = \"tape\"\n[locations.\"a/b\".tape]\nstaging = \"/s\"\n\
+                 put = [\"cp\", \"{source}\", \"{key}\"]\nget = [\"cp\", \"{key}\", \"{target}\"]\nstat = [\"st\", \"{key}\"]\n\
+                 on_tape_readback = \"none\"",
+                "unread_reason",
+            ),
             ("[health]\nlisten = \"here\"", "socket address"),
         ] {
             let error = load(text, &[]).unwrap_err();

@@ -28,10 +28,14 @@
 #[cfg(feature = "control")]
 mod daemon;
 mod layers;
+#[cfg(feature = "control")]
+mod locations;
 mod settings;
 pub mod units;
 
 #[cfg(feature = "control")]
-pub use daemon::{Daemon, Location, Worker};
+pub use daemon::{Daemon, Worker};
 pub use layers::{ConfigError, Layers, Origin};
+#[cfg(feature = "control")]
+pub use locations::{Location, Means};
 pub use settings::{Key, Settings, TABLE};

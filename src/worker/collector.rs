@@ -1,6 +1,6 @@
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicU8, AtomicU64, Ordering},
 };
 
 use super::failure::{Failure, UNEXPECTED, class_of, reason};
@@ -16,12 +16,56 @@ use crate::{
 pub struct Meter {
     finished: Arc<AtomicU64>,
     current: Arc<AtomicU64>,
+    phase: Arc<AtomicU8>,
+}
+
+/// What an attempt does at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Bytes move between sites.
+    Transfer,
+    /// Bytes go into an archive.
+    Put,
+    /// They are read from it.
+    ReadBack,
+    /// What was found is written beside them.
+    Sidecar,
+}
+
+impl Phase {
+    const ALL: [Self; 4] = [Self::Transfer, Self::Put, Self::ReadBack, Self::Sidecar];
+
+    /// The word in `list workers`.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Transfer => "transfer",
+            Self::Put => "put",
+            Self::ReadBack => "read back",
+            Self::Sidecar => "sidecar",
+        }
+    }
 }
 
 impl Meter {
     /// Verified so far.
     pub fn bytes(&self) -> u64 {
         self.finished.load(Ordering::Relaxed).saturating_add(self.current.load(Ordering::Relaxed))
+    }
+
+    /// What is being done.
+    pub fn phase(&self) -> Phase {
+        Phase::ALL.get(usize::from(self.phase.load(Ordering::Relaxed))).copied().unwrap_or(Phase::Transfer)
+    }
+
+    /// The next phase begins.
+    pub fn enter(&self, phase: Phase) {
+        let number = Phase::ALL.iter().position(|&p| p == phase).and_then(|n| u8::try_from(n).ok());
+        self.phase.store(number.unwrap_or_default(), Ordering::Relaxed);
+    }
+
+    /// So many bytes of the package under way.
+    pub(super) fn at(&self, bytes: u64) {
+        self.current.store(bytes, Ordering::Relaxed);
     }
 
     /// A package is done; its bytes are these.
@@ -172,7 +216,7 @@ impl Observer for Collector {
     }
 
     fn progress(&self, progress: &Progress) {
-        self.meter.current.store(progress.bytes_done, Ordering::Relaxed);
+        self.meter.at(progress.bytes_done);
     }
 }
 

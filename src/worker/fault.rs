@@ -3,14 +3,16 @@
 //! In a build for use this passes attempts through and compiles to nothing. With the feature `faults` the environment
 //! variable `CCAT_XFER_FAULT_ATTEMPTS` (`30%,SEED`) has that share of all attempts fail, by every class of error. Which one
 //! fails, how and when is drawn from seed, work and attempt alone, so that a test can say where each row must end.
-//! `CCAT_XFER_PANIC` names the path of a package at whose beginning the worker's task panics.
+//! `CCAT_XFER_PANIC` names the path of a package at whose beginning the worker's task panics. With
+//! `CCAT_XFER_FAULT_READ_BACK=off` no archive is read back, and each is believed: what tests find then is what reading back
+//! is there for.
 
 #[cfg(not(feature = "faults"))]
-pub(super) use passing::{around, package_begins};
+pub(super) use passing::{around, is_read_back_off, package_begins};
 #[cfg(feature = "faults")]
 pub use planted::{Moment, Plan, Planted};
 #[cfg(feature = "faults")]
-pub(super) use planted::{around, package_begins};
+pub(super) use planted::{around, is_read_back_off, package_begins};
 
 #[cfg(not(feature = "faults"))]
 mod passing {
@@ -34,6 +36,11 @@ mod passing {
 
     #[inline(always)]
     pub(in crate::worker) const fn package_begins(_: &[u8]) {}
+
+    #[inline(always)]
+    pub(in crate::worker) const fn is_read_back_off() -> bool {
+        false
+    }
 }
 
 #[cfg(feature = "faults")]
@@ -156,6 +163,11 @@ mod planted {
         if std::env::var_os("CCAT_XFER_PANIC").is_some_and(|planted| planted.as_bytes() == path) {
             panic!("planted at {}", String::from_utf8_lossy(path));
         }
+    }
+
+    /// Whether archives are believed without a look.
+    pub(in crate::worker) fn is_read_back_off() -> bool {
+        std::env::var_os("CCAT_XFER_FAULT_READ_BACK").is_some_and(|word| word == "off")
     }
 
     #[cfg(test)]

@@ -85,7 +85,7 @@ async fn conduct(shared: &Arc<Shared>, claim: &Arc<Claim>) {
             shared.figures.count_ended(Ended::Overtaken);
             tracing::warn!("overtaken: somebody else has this work by now; nothing is written");
         }
-        (Some(_), Some(Why::Draining)) => hand_back(shared, claim, &meter).await,
+        (Some(_), Some(Why::Draining | Why::LeaseLost)) => hand_back(shared, claim, &meter, stop.why()).await,
         (failure, why) => {
             let ending = match (failure, why) {
                 (None, _) => Ending::Completed,
@@ -198,8 +198,9 @@ fn written(result: Result<Recorded, StoreError>, outcome: &AttemptOutcome) -> (W
     }
 }
 
-async fn hand_back(shared: &Shared, claim: &Claim, meter: &Meter) {
-    let reason = format!("worker {} was told to stop", shared.config.name);
+async fn hand_back(shared: &Shared, claim: &Claim, meter: &Meter, why: Option<Why>) {
+    let why = if why == Some(Why::LeaseLost) { "could not renew its lease" } else { "was told to stop" };
+    let reason = format!("worker {} {why}", shared.config.name);
     let bytes = meter.bytes().min(claim.bytes_total);
     shared.figures.count_ended(Ended::HandedBack);
     match shared.store.hand_back(&shared.session, claim.work, claim.fence, bytes, &reason).await {

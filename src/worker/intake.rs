@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{AWAY, Shared, clock, complain, finish, is_away, queue, stop::Why, wait};
+use super::{AWAY, Shared, clock, complain, finish, is_away, queue_of, queues, stop::Why, wait};
 use crate::{
     broker::{self, Broker, Delivery, Subscription},
     model::QueueName,
@@ -91,11 +91,6 @@ async fn claim(shared: &Shared, open: &[QueueName]) -> Result<Option<Claim>, Sto
     shared.store.claim_next(&shared.session, open, shared.config.lease, &now).await
 }
 
-/// The queue that a claim counts for.
-fn queue_of(claim: &Claim) -> QueueName {
-    queue(&QueueName::stem_of(&claim.own().site_short_name, &claim.own().name))
-}
-
 async fn acknowledge(held: &mut Option<Delivery>) {
     if let Some(delivery) = held.take() {
         // A broker that lost it delivers it again; that costs one look.
@@ -133,8 +128,10 @@ impl Source {
 }
 
 async fn subscribe(shared: &Shared, broker: &Arc<dyn Broker>) -> Option<Box<dyn Subscription>> {
-    let names: BTreeSet<broker::QueueName> =
-        shared.config.places.keys().filter_map(|stem| broker::QueueName::new(&queue(stem).to_string()).ok()).collect();
+    let names: BTreeSet<broker::QueueName> = queues(&shared.config)
+        .iter()
+        .filter_map(|(queue, _)| broker::QueueName::new(&queue.to_string()).ok())
+        .collect();
     if let Err(error) = broker.declare(&names).await {
         tracing::warn!(%error, "the broker has not made the queues yet; work is found by looking until it has");
     }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
 
 use super::{
     AWAY, Shared, clock,
@@ -10,11 +10,15 @@ use super::{
     complain,
     stop::{Stop, Why},
 };
-use crate::store::{Backend, Claim, Renewal, Wakeup};
+use crate::{
+    model::Work,
+    store::{Backend, Claim, Renewal, Wakeup},
+};
 
 /// Renews with the verified bytes, and stops the attempt when it was overtaken or cancelled. Runs until it is dropped or has
 /// stopped the attempt. A renewal that fails stops nothing: the receiver's fence says who may write there, and a late
-/// renewal that nobody overtook brings the lease back.
+/// renewal that nobody overtook brings the lease back. Only an archive has no receiver: such an attempt is stopped when its
+/// lease is over, counted from before it was asked for.
 pub(super) async fn keep(shared: Arc<Shared>, claim: Arc<Claim>, meter: Meter, stop: Stop) {
     let store = &shared.store;
     let mut wakeups = store.wakeups();
@@ -26,6 +30,9 @@ pub(super) async fn keep(shared: Arc<Shared>, claim: Arc<Claim>, meter: Meter, s
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let looks = store.backend() == Backend::Sqlite;
     let mut delays = AWAY.delays();
+    let alone = matches!(claim.work, Work::Archive(_));
+    // The claim was asked for a little earlier.
+    let mut over = Instant::now() + shared.config.lease.saturating_sub(every);
     loop {
         tokio::select! {
             _ = renewal.tick() => {}
@@ -36,15 +43,23 @@ pub(super) async fn keep(shared: Arc<Shared>, claim: Arc<Claim>, meter: Meter, s
                     continue;
                 }
             }
+            () = sleep_until(over), if alone => return stop.now(Why::LeaseLost),
             () = stop.token().cancelled() => return,
         }
-        let now = clock(store);
-        let renewed =
-            store.renew(&shared.session, claim.work, claim.fence, shared.config.lease, &now, meter.bytes()).await;
+        let (now, asked) = (clock(store), Instant::now());
+        let renewing = store.renew(&shared.session, claim.work, claim.fence, shared.config.lease, &now, meter.bytes());
+        let renewed = tokio::select! {
+            renewed = renewing => renewed,
+            () = sleep_until(over), if alone => return stop.now(Why::LeaseLost),
+        };
         match renewed {
-            Ok(Renewal::Held) => delays.reset(),
+            Ok(Renewal::Held) => {
+                delays.reset();
+                over = asked + shared.config.lease;
+            }
             Ok(Renewal::Revived) => {
                 delays.reset();
+                over = asked + shared.config.lease;
                 tracing::info!(work = %claim.work, fence = %claim.fence, "the lease had run out, and is ours again");
                 // It stood in the way of what is behind it: nobody claims what he has himself.
                 shared.slots.look_again();

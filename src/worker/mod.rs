@@ -1,5 +1,6 @@
-//! The daemon that moves data (`transfer_files_bbcp` as it was called): claims work of its locations' queues, runs the
-//! engine towards the other site's endpoint, compares what arrived with what was registered, and writes the outcome.
+//! The daemon that moves data (`transfer_files_bbcp` and `send_data_to_long_term_archive` as they were called): claims work
+//! of its locations' queues, runs the engine towards the other site's endpoint or puts packages into archives
+//! ([`Archiving`]), compares what arrived with what was registered, and writes the outcome.
 //!
 //! **What a worker trusts.** The row says *what*, by names; what a name means here stands in this machine's settings
 //! ([`Config::places`]). Whoever can write the database reaches no path outside those roots, runs no command, and makes the
@@ -23,20 +24,26 @@
 //!
 //! **Ends of an attempt.** Overtaken: nothing is written. Cancelled: the engine is stopped at once. Draining: it may finish
 //! within a limit, then it is handed back. A panic is caught and recorded with its backtrace as class bug; the daemon
-//! goes on. A lease that cannot be renewed stops nothing: the receiver's fence says who may write.
+//! goes on. A lease that cannot be renewed stops no transfer: the receiver's fence says who may write. It stops a way into
+//! an archive, which has no receiver, and that is handed back.
 //!
 //! **Heartbeat.** With each one the worker reports what its slots run, how many outcomes wait on its disk, and how many bytes
 //! are free at its locations: by these the planner leaves a full buffer.
 
+mod archiving;
 mod collector;
+mod duties;
 mod failure;
 mod fault;
 mod figures;
 mod finish;
+mod gauge;
 mod intake;
 mod lasting;
 mod lease;
+mod origin;
 mod runner;
+mod scrub;
 mod slots;
 mod spool;
 mod stop;
@@ -58,7 +65,7 @@ use crate::{
     broker::Broker,
     disk::Root,
     engine::Options,
-    model::{Evidence, Operation, QueueName, Timestamp, WorkerState},
+    model::{Evidence, Operation, QueueName, Timestamp, Work, WorkerState},
     store::{Claim, LeaseClock, RunningSpan, Store, StoreError, WorkerProfile, WorkerSession},
     task::{Backoff, Delays, Gate},
     telemetry::{health::Health, metrics::Metrics},
@@ -66,7 +73,15 @@ use crate::{
 
 #[cfg(feature = "faults")]
 pub use self::fault::{Moment, Plan, Planted};
-pub use self::{collector::Meter, failure::Failure, runner::Transfers, spool::SpoolError};
+pub use self::{
+    archiving::Archiving,
+    collector::{Meter, Phase},
+    duties::Duties,
+    failure::Failure,
+    runner::Transfers,
+    scrub::{Scrubbed, scrub},
+    spool::SpoolError,
+};
 use self::{
     figures::Figures,
     lasting::Lasting,
@@ -96,6 +111,9 @@ pub struct Config {
     pub spool: PathBuf,
     /// The locations that are served, by the stem of their queues.
     pub places: BTreeMap<String, Place>,
+    /// The archives that are served, by the stem of their queues, each with its attempts at once, besides the limit of the
+    /// whole worker.
+    pub archives: BTreeMap<String, Option<u32>>,
     /// How the engine runs; job, fence and the route's terms are set for each attempt.
     pub options: Options,
 }
@@ -193,10 +211,10 @@ pub async fn run(
     tracing::info!(
         worker = config.name,
         slots = config.slots,
-        queues = %config.places.keys().cloned().collect::<Vec<_>>().join(", "),
+        queues = %queues(&config).iter().map(|(queue, _)| queue.to_string()).collect::<Vec<_>>().join(", "),
         "the worker is registered"
     );
-    let slots = Slots::new(config.slots, config.places.iter().map(|(stem, place)| (queue(stem), place.slots)));
+    let slots = Slots::new(config.slots, queues(&config));
     let shared = Arc::new(Shared {
         config,
         runner,
@@ -225,9 +243,30 @@ pub async fn run(
     Ok(())
 }
 
-/// The queue of a location that this daemon works on.
+/// The queues that a worker serves, each with its attempts at once.
+fn queues(config: &Config) -> Vec<(QueueName, Option<u32>)> {
+    let places = config.places.iter().map(|(stem, place)| (queue(stem), place.slots));
+    let archives = config.archives.iter().map(|(stem, slots)| (archive_queue(stem), *slots));
+    places.chain(archives).collect()
+}
+
+/// The queue of a location that data is moved from or to.
 fn queue(stem: &str) -> QueueName {
     QueueName::new(stem, Operation::DataTransfer)
+}
+
+/// The queue of an archive.
+fn archive_queue(stem: &str) -> QueueName {
+    QueueName::new(stem, Operation::LongTermArchiveTransfer)
+}
+
+/// The queue that a claim counts for.
+fn queue_of(claim: &Claim) -> QueueName {
+    let stem = QueueName::stem_of(&claim.own().site_short_name, &claim.own().name);
+    match claim.work {
+        Work::Transfer(_) => queue(&stem),
+        Work::Archive(_) => archive_queue(&stem),
+    }
 }
 
 /// Registers, waiting for a database that is away, and for the lease of a worker of the same name that was killed.
@@ -240,7 +279,7 @@ async fn register(config: &Config, store: &Store, gate: &Gate) -> Result<Option<
         version: env!("CARGO_PKG_VERSION").to_owned(),
         slots: config.slots,
         lease: config.lease,
-        queues: config.places.iter().map(|(stem, place)| (queue(stem), place.slots)).collect(),
+        queues: queues(config),
     };
     // On PostgreSQL its silence is seen for a whole lease from now on.
     let patience = Instant::now() + config.lease * 2;
@@ -267,8 +306,12 @@ async fn heartbeats(shared: Arc<Shared>, pulse: crate::telemetry::health::Heartb
     loop {
         every.tick().await;
         let state = if shared.gate.is_draining() { WorkerState::Draining } else { WorkerState::Active };
-        let spans: Vec<_> =
-            shared.running().iter().map(|r| RunningSpan { bytes_done: r.meter.bytes(), ..r.span.clone() }).collect();
+        let now = |r: &Running| RunningSpan {
+            bytes_done: r.meter.bytes(),
+            phase: r.meter.phase().word().to_owned(),
+            ..r.span.clone()
+        };
+        let spans: Vec<_> = shared.running().iter().map(now).collect();
         match shared.store.heartbeat(&shared.session, &shared.store.lease_clock(), state, &spans).await {
             Ok(()) => {
                 delays.reset();

@@ -123,7 +123,7 @@ fn first_of_packages(own: Vec<Failure>, packages: usize) -> Option<Failure> {
 /// What can be refused before anything is touched.
 fn way(here: &Transfers, claim: &Claim) -> Result<Way, Failure> {
     let Some(route) = &claim.route else {
-        return Err(Failure::configuration("this worker moves data between sites, and knows no archive"));
+        return Err(Failure::new(ErrorClass::Bug, "work without a route came to the runner of transfers"));
     };
     if route.method == Method::Bbcp {
         return Err(Failure::configuration(format!(
@@ -283,7 +283,7 @@ async fn carry(
 }
 
 /// Whether somebody wrote to the origin's file, or its medium reads otherwise than before.
-fn origin_fault(member: &Member, size_bytes: u64, modified_at: Option<Timestamp>) -> ErrorClass {
+pub(super) fn origin_fault(member: &Member, size_bytes: u64, modified_at: Option<Timestamp>) -> ErrorClass {
     match modified_at {
         Some(at) if at <= member.registered_at && size_bytes == member.size_bytes => ErrorClass::CorruptAtSource,
         _ => ErrorClass::SourceChanged,
@@ -292,7 +292,7 @@ fn origin_fault(member: &Member, size_bytes: u64, modified_at: Option<Timestamp>
 
 impl Member {
     /// What the package must be: the digest that says it.
-    fn identity(&self) -> Result<PackageDigest, Failure> {
+    pub(super) fn identity(&self) -> Result<PackageDigest, Failure> {
         let wanted = match self.kind {
             PackageKind::File => Algorithm::Blake3,
             PackageKind::Tree => Algorithm::Tree,
@@ -419,7 +419,7 @@ fn told(member: &Member, summary: &Summary, started: Instant) -> String {
 
 /// The same for every attempt of a transfer, so that the receiver's journal resumes it, and another one for every other
 /// transfer: the place and the identity are in it, because the numbers of another database may be the same.
-fn job_of(claim: &Claim, member: &Member, identity: &PackageDigest) -> JobId {
+pub(super) fn job_of(claim: &Claim, member: &Member, identity: &PackageDigest) -> JobId {
     let mut hasher = blake3::Hasher::new_derive_key("ccat-xfer 2026 job of a transfer");
     for part in [
         claim.work.table().as_bytes(),
@@ -437,7 +437,7 @@ fn job_of(claim: &Claim, member: &Member, identity: &PackageDigest) -> JobId {
     JobId(job)
 }
 
-fn path(bytes: &[u8]) -> Result<RelPath, Failure> {
+pub(super) fn path(bytes: &[u8]) -> Result<RelPath, Failure> {
     RelPath::new(bytes).map_err(|error| Failure::configuration(format!("the package's path is refused: {error}")))
 }
 
@@ -446,7 +446,7 @@ fn folder_bytes(dir: &RelPath) -> Vec<u8> {
     if dir.is_root() { Vec::new() } else { [dir.as_bytes(), b"/"].concat() }
 }
 
-fn stem(place: &store::Place) -> String {
+pub(super) fn stem(place: &store::Place) -> String {
     QueueName::stem_of(&place.site_short_name, &place.name)
 }
 

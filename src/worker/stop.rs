@@ -9,6 +9,8 @@ pub(super) enum Why {
     Overtaken,
     /// A person wants it stopped.
     Cancelled,
+    /// The lease is over, and nobody but us keeps two from writing.
+    LeaseLost,
     /// This worker leaves.
     Draining,
 }

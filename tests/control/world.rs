@@ -67,11 +67,33 @@ pub(crate) struct Terms<'a> {
     pub(crate) poll: Option<&'a str>,
     /// Whether bytes are to be moved at all.
     pub(crate) endpoints: bool,
+    /// Cologne's archives.
+    pub(crate) archives: &'a [Shelf<'a>],
+}
+
+/// A long-term archive of cologne.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shelf<'a> {
+    pub(crate) name: &'a str,
+    /// `disk`, `s3` or `tape`.
+    pub(crate) storage: &'a str,
+    /// More lines of its table of the topology.
+    pub(crate) topology: &'a str,
+    /// Lines of its table of the worker's settings; `ROOT` stands for a folder of the scene with its name.
+    pub(crate) settings: &'a str,
 }
 
 impl Default for Terms<'_> {
     fn default() -> Self {
-        Self { dialer: "origin", rate: None, worker: "", manager: "bundle_packages = 1", poll: None, endpoints: true }
+        Self {
+            dialer: "origin",
+            rate: None,
+            worker: "",
+            manager: "bundle_packages = 1",
+            poll: None,
+            endpoints: true,
+            archives: &[],
+        }
     }
 }
 
@@ -108,6 +130,13 @@ impl World {
             "[[route]]\nname = \"there\"\nfrom = \"ccat\"\nto = \"cologne\"\ndialer = \"{}\"\n{rate}",
             terms.dialer
         ));
+        for shelf in terms.archives {
+            topology.push_str(&format!(
+                "[[location]]\nsite = \"cologne\"\nname = \"{}\"\ntype = \"long_term_archive\"\nstorage = \"{}\"\n\
+                 logins = [\"the_worker\"]\n{}\n",
+                shelf.name, shelf.storage, shelf.topology
+            ));
+        }
         fs::write(scene.join("topology.toml"), topology).expect("write the topology");
         write_settings(&scene, &worker, postgres.as_ref(), rabbit.as_ref(), terms);
         let runtime = Runtime::new().expect("a runtime");
@@ -291,10 +320,12 @@ impl World {
         self.until("midway", &["status", "bytes_done"], &of, |row| row[0] == "in_progress" && row[1] != "0");
     }
 
-    /// Everything that happened to transfers, for a test that fails.
+    /// Everything that happened to work, for a test that fails.
     pub(crate) fn story(&self) -> String {
-        let columns = ["entity_id", "from_state", "to_state", "actor", "fence", "reason"];
-        let rows = self.rows(&columns, "FROM event WHERE entity = 'data_transfer' ORDER BY entity_id, id");
+        let columns = ["entity", "entity_id", "from_state", "to_state", "actor", "fence", "reason"];
+        let of =
+            "FROM event WHERE entity IN ('data_transfer', 'long_term_archive_transfer') ORDER BY entity, entity_id, id";
+        let rows = self.rows(&columns, of);
         rows.iter().map(|row| row.join(" | ")).collect::<Vec<_>>().join("\n")
     }
 }
@@ -388,17 +419,28 @@ fn write_settings(
         let settings = format!(
             "identity = \"{identity}\"\nlog = \"info\"\n[database]\nurl = \"{database}\"\n{broker}\
              [manager]\n{manager}\n[worker]\npoll = \"{poll}\"\n{worker}\n\
-             [locations.\"ccat/buffer\"]\nroot = \"{ccat}\"\n[locations.\"cologne/buffer\"]\nroot = \"{cologne}\"\n",
+             [locations.\"ccat/buffer\"]\nroot = \"{ccat}\"\n[locations.\"cologne/buffer\"]\nroot = \"{cologne}\"\n\
+             {shelves}",
             identity = worker.display(),
             database = database(scene, postgres, login),
             broker = broker.as_deref().unwrap_or_default(),
             manager = terms.manager,
             worker = terms.worker,
             ccat = scene.join("ccat").display(),
-            cologne = scene.join("cologne").display()
+            cologne = scene.join("cologne").display(),
+            shelves = shelves(scene, terms.archives)
         );
         fs::write(scene.join(&format!("{file}.toml")), settings).expect("write the settings");
     }
+}
+
+fn shelves(scene: &Scene, archives: &[Shelf<'_>]) -> String {
+    let table = |shelf: &Shelf<'_>| {
+        let root = scene.join(shelf.name);
+        let settings = shelf.settings.replace("ROOT", &root.display().to_string());
+        format!("[locations.\"cologne/{}\"]\narchive = \"{}\"\n{settings}\n", shelf.name, shelf.storage)
+    };
+    archives.iter().map(table).collect()
 }
 
 fn fingerprint(scene: &Scene, identity: &Path) -> String {

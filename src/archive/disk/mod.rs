@@ -114,6 +114,17 @@ impl Disk {
         Ok(archive)
     }
 
+    /// Where a package rests below the archive's folder.
+    ///
+    /// # Errors
+    /// Configuration: it has no name.
+    pub fn path_of(package: &Package) -> Result<RelPath, ArchiveError> {
+        let key = Key::of(package)?;
+        let home = below(&format!("{PACKAGES}/{}", key.folder))?;
+        home.join(&key.name)
+            .map_err(|e| ArchiveError::caused(ErrorClass::Bug, "a package has no name in an archive", &e))
+    }
+
     /// With a disk below it that lies, for tests.
     #[cfg(any(test, feature = "faults"))]
     #[must_use]
@@ -169,7 +180,7 @@ fn mount(path: &Path) -> Result<Arc<Root>, ArchiveError> {
     let Some(words) = marker else {
         return refuse(format!(
             "{shown} is no archive, or its file system is not mounted: it has no file {MARKER}; mount it, or make a new archive \
-             of it by writing the line '{MARKER_WORDS}{VERSION}' to that file"
+             of an empty folder with `ccat-xfer archive found`"
         ));
     };
     match words.strip_prefix(MARKER_WORDS).and_then(|v| v.trim_end().parse::<u32>().ok()) {

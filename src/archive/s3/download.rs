@@ -73,6 +73,7 @@ impl S3 {
         while let Some(values) = under_way.try_next().await? {
             for (index, value) in values {
                 root.insert(index, value);
+                progress.chunk(index, value);
             }
         }
         drop(under_way);

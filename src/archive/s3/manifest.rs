@@ -178,7 +178,7 @@ mod tests {
     fn bytes_of(members: &[Member]) -> Vec<u8> {
         let mut manifest = Manifest::default();
         // In any order, as uploads end.
-        for (id, member) in (0..).zip(members).rev() {
+        for (id, member) in (0..).zip(members).collect::<Vec<_>>().into_iter().rev() {
             assert!(manifest.insert(id, member));
         }
         manifest.into_bytes(Digest::of(b"tree"))

@@ -2,8 +2,10 @@
 
 use std::{fmt::Write as _, fs};
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
-    Daemon, FailureClass, JobError, Screen, Store, actor, args,
+    Daemon, FailureClass, JobError, Screen, Store, actor, archive, args,
     args::{DbCommand, TopologyCommand},
     make_sqlite_folder, open, print_json, store_error, told,
 };
@@ -13,12 +15,20 @@ use crate::{
     store::{Apply, ApplyError},
 };
 
-pub(super) async fn db(args: &args::Db, daemon: &Daemon, screen: &Screen) -> Result<Exit, JobError> {
+pub(super) async fn db(
+    args: &args::Db,
+    daemon: &Daemon,
+    screen: &Screen,
+    cancel: &CancellationToken,
+) -> Result<Exit, JobError> {
+    if let DbCommand::Rebuild { from, json } = &args.command {
+        return archive::rebuild(from, *json, daemon, screen, cancel).await;
+    }
     make_sqlite_folder(daemon)?;
     let store = Store::connect(daemon.database()).await.map_err(|e| told(&e, daemon))?;
-    match args.command {
+    match &args.command {
         DbCommand::Migrate { force } => {
-            let migrated = if force { store.migrate_forced().await } else { store.migrate().await };
+            let migrated = if *force { store.migrate_forced().await } else { store.migrate().await };
             let migrated = migrated.map_err(|e| told(&e, daemon))?;
             screen.print(&format!("{}: {migrated:?}\n", daemon.database_shown()));
         }
@@ -26,6 +36,7 @@ pub(super) async fn db(args: &args::Db, daemon: &Daemon, screen: &Screen) -> Res
             store.check().await.map_err(|e| told(&e, daemon))?;
             screen.print(&format!("{}: the schema is this program's\n", daemon.database_shown()));
         }
+        DbCommand::Rebuild { .. } => {}
     }
     store.close().await;
     Ok(Exit::Success)

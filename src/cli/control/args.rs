@@ -1,25 +1,29 @@
 //! What was typed for the control plane.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
 use crate::{
     config::units,
-    model::{ErrorClass, PackageId, PackageState, Status, Work, topology::Place},
+    model::{ErrorClass, IdParseError, PackageId, PackageState, Policy, Status, Work, topology::Place},
 };
 
 /// Which managers to run.
 #[derive(Args, Debug)]
 pub(in crate::cli) struct Manager {
-    /// `transfer` moves packages between sites; `all` is every manager there is.
+    /// `transfer` moves packages between sites; `archive` has them archived; `all` is every manager there is.
     #[arg(value_enum)]
     pub(super) which: Which,
+    /// Archive at this site alone, by its short name.
+    #[arg(long, value_name = "SITE")]
+    pub(super) site: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Which {
     Transfer,
+    Archive,
     All,
 }
 
@@ -41,12 +45,45 @@ pub(in crate::cli) struct Up {
 }
 
 #[derive(Args, Debug)]
+pub(in crate::cli) struct Archive {
+    #[command(subcommand)]
+    pub(super) command: ArchiveCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ArchiveCommand {
+    /// Mark a folder as an archive: without the mark a disk that is not mounted would pass for an empty archive.
+    Found {
+        /// The folder, which is there already and empty.
+        #[arg(value_hint = ValueHint::DirPath)]
+        root: PathBuf,
+    },
+}
+
+/// `verify --location`.
+#[derive(Args, Debug)]
+pub(in crate::cli) struct Scrub {
+    /// Read what is archived there, the oldest evidence first. This machine's settings name the archive.
+    #[arg(long, value_name = "SITE/NAME")]
+    pub(in crate::cli) location: Option<Place>,
+    /// Bytes per second, as 100M; bits as 800Mbit.
+    #[arg(long, value_name = "RATE", value_parser = units::rate, requires = "location")]
+    pub(super) rate_limit: Option<u64>,
+    /// At most so many packages.
+    #[arg(long, value_name = "N", requires = "location")]
+    pub(super) limit: Option<u32>,
+    /// Go on although more than a tenth of what was looked at is missing.
+    #[arg(long, requires = "location")]
+    pub(super) yes: bool,
+}
+
+#[derive(Args, Debug)]
 pub(in crate::cli) struct Db {
     #[command(subcommand)]
     pub(super) command: DbCommand,
 }
 
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub(super) enum DbCommand {
     /// Make the schema, or bring it to this program's version. Needs the owner's login. Stop the daemons first.
     Migrate {
@@ -56,6 +93,16 @@ pub(super) enum DbCommand {
     },
     /// Say whether the schema is this program's.
     Check,
+    /// Restore packages, their copies and what was verified from the sidecars of an archive. What is there already and says
+    /// the same is left alone.
+    Rebuild {
+        /// The archive. This machine's settings say where it is, and the topology has to be applied first.
+        #[arg(long, value_name = "SITE/NAME")]
+        from: Place,
+        /// Print JSON on stdout.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -94,6 +141,9 @@ pub(in crate::cli) struct Submit {
     /// Where they should be: a location, or a site for its best buffer.
     #[arg(long, value_name = "SITE[/NAME]", required = true)]
     pub(super) to: Vec<String>,
+    /// Which archives must get it: transfer_only, site_archives, one_archive or every_archive.
+    #[arg(long, value_name = "POLICY", default_value_t = Policy::SiteArchives)]
+    pub(super) policy: Policy,
     /// 0 to 9; higher goes first.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(0..=9))]
     pub(super) priority: u8,
@@ -130,6 +180,8 @@ pub(in crate::cli) struct List {
 pub(super) enum Listed {
     Transfers,
     ArchiveTransfers,
+    /// What rests in archives, or shall.
+    Archive,
     Packages,
     Workers,
     DeadLetters,
@@ -188,12 +240,27 @@ pub(in crate::cli) struct Show {
 
 #[derive(Args, Debug)]
 pub(in crate::cli) struct Explain {
-    /// t12 is a transfer, a3 an archive transfer.
+    /// t12 is a transfer, a3 an archive transfer, p7 a package.
     #[arg(value_name = "ID")]
-    pub(super) work: Work,
+    pub(super) meant: Meant,
     /// Print JSON on stdout.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// What is to be explained.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Meant {
+    Work(Work),
+    Package(PackageId),
+}
+
+impl FromStr for Meant {
+    type Err = IdParseError;
+
+    fn from_str(text: &str) -> Result<Self, IdParseError> {
+        if text.starts_with('p') { text.parse().map(Self::Package) } else { text.parse().map(Self::Work) }
+    }
 }
 
 /// `retry` and `cancel`.

@@ -2,14 +2,15 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
-use super::{Context, Daemon, FailureClass, JobError, args, open_patiently, serve, store_error};
+use super::{Context, Daemon, FailureClass, JobError, args, args::Which, open_patiently, serve, store_error};
 use crate::{
+    archive,
     broker::{Broker, MemoryBroker, RabbitBroker},
     cli::{exit::Exit, need_identity},
-    config::Settings,
+    config::{Means, Settings},
     endpoint::{self, Endpoint, keyring::Keyring},
     engine::{Options, host_name},
-    manager,
+    manager::{self, Duties},
     model::{QueueName, topology::Place},
     net::Identity,
     store::{Backend, PlanLimits, Store, StoreError},
@@ -19,12 +20,19 @@ use crate::{
         http,
         metrics::{Kind, Metrics},
     },
-    worker::{self, Transfers, WorkerError},
+    worker::{self, Archiving, Transfers, WorkerError},
 };
 
 pub(super) fn manager(args: &args::Manager, daemon: &Daemon, context: &Context<'_>) -> Result<Exit, JobError> {
-    let config = manager_config(daemon);
-    tracing::debug!(which = ?args.which, "managers");
+    let duties = Duties {
+        transfers: args.which != Which::Archive,
+        archives: args.which != Which::Transfer,
+        site: args.site.clone(),
+    };
+    if duties.site.is_some() && !duties.archives {
+        return Err(JobError::new(FailureClass::Usage, "--site is for archives; transfers go between sites"));
+    }
+    let config = manager::Config { duties, ..manager_config(daemon) };
     serve(context, async |gate| {
         let watched = watched(daemon, &gate).await?;
         let Some(store) = open_patiently(daemon, &gate).await? else { return Ok(()) };
@@ -39,13 +47,14 @@ pub(super) fn manager(args: &args::Manager, daemon: &Daemon, context: &Context<'
 pub(super) fn worker(args: &args::Worker, daemon: &Daemon, context: &Context<'_>) -> Result<Exit, JobError> {
     let identity = identity(context.settings)?;
     let config = worker_config(args.name.as_deref(), &args.locations, daemon, context.settings)?;
-    let runner = Arc::new(Transfers::new(&config, identity));
+    let shelves = Shelves::of(daemon);
     serve(context, async |gate| {
         let watched = watched(daemon, &gate).await?;
         let Some(store) = open_patiently(daemon, &gate).await? else { return Ok(()) };
         let broker = broker(daemon, &store);
         show_figures(&watched.metrics, &store, broker.as_deref());
         let working = store.clone().with_retry_percent(daemon.worker.retry_percent);
+        let runner = shelves.runner(&config, identity, &working);
         let ended =
             worker::run(config, runner, working, broker.clone(), &watched.health, &watched.metrics, &gate).await;
         leave(&store, broker).await;
@@ -85,7 +94,8 @@ pub(super) fn up(args: &args::Up, daemon: &Daemon, context: &Context<'_>) -> Res
         };
         show_figures(&watched.metrics, &store, Some(&*broker));
         let store = store.with_retry_percent(daemon.worker.retry_percent);
-        let crew = Crew { manager: Some(manager_config(daemon)), worker: config, identity, endpoint };
+        let shelves = Shelves::of(daemon);
+        let crew = Crew { manager: Some(manager_config(daemon)), worker: config, shelves, identity, endpoint };
         let ended = together(crew, &store, &broker, &watched, &gate).await;
         leave(&store, Some(broker)).await;
         ended
@@ -98,9 +108,38 @@ pub(in crate::cli) struct Crew {
     /// Not every site has one.
     pub(in crate::cli) manager: Option<manager::Config>,
     pub(in crate::cli) worker: worker::Config,
+    pub(in crate::cli) shelves: Shelves,
     /// Whom the worker is to other sites' endpoints.
     pub(in crate::cli) identity: Identity,
     pub(in crate::cli) endpoint: Option<Arc<Endpoint>>,
+}
+
+/// What a machine's settings know, by the stem of the location's queues: where packages are read from, and where they rest.
+#[derive(Clone, Debug, Default)]
+pub(in crate::cli) struct Shelves {
+    pub(in crate::cli) folders: BTreeMap<String, PathBuf>,
+    pub(in crate::cli) archives: BTreeMap<String, archive::Settings>,
+}
+
+impl Shelves {
+    fn of(daemon: &Daemon) -> Self {
+        let mut shelves = Self::default();
+        for (name, location) in &daemon.locations {
+            let Ok(place) = name.parse::<Place>() else { continue };
+            let stem = QueueName::stem_of(&place.site, &place.location);
+            match &location.means {
+                Means::Folder(root) => drop(shelves.folders.insert(stem, root.clone())),
+                Means::Archive(settings) => drop(shelves.archives.insert(stem, settings.clone())),
+            }
+        }
+        shelves
+    }
+
+    /// What a worker does with both kinds of work.
+    fn runner(self, config: &worker::Config, identity: Identity, store: &Store) -> Arc<worker::Duties> {
+        let archiving = Archiving::new(config, self.folders, self.archives, store.clone());
+        Arc::new(worker::Duties { transfers: Transfers::new(config, identity), archiving })
+    }
 }
 
 /// What a process tells about itself.
@@ -140,7 +179,7 @@ pub(in crate::cli) async fn together(
         }
     };
     let working = async {
-        let runner = Arc::new(Transfers::new(&crew.worker, crew.identity));
+        let runner = crew.shelves.runner(&crew.worker, crew.identity, store);
         let ended = worker::run(crew.worker, runner, store.clone(), hints(), health, metrics, gate).await;
         // One process is one thing: when a part of it cannot go on, all of it ends and says so.
         gate.drain();
@@ -187,7 +226,7 @@ fn worker_config(
     settings: &Settings,
 ) -> Result<worker::Config, JobError> {
     let usage = |text: String| JobError::new(FailureClass::Usage, text);
-    let mut places = BTreeMap::new();
+    let (mut places, mut archives) = (BTreeMap::new(), BTreeMap::new());
     for place in locations {
         let written = place.to_string();
         let found = daemon.locations.get(&written).ok_or_else(|| {
@@ -195,8 +234,15 @@ fn worker_config(
                 "location {written} has no folder here; name it in the settings: [locations.\"{written}\"] root = \"/...\""
             ))
         })?;
-        let here = worker::Place { root: found.root.clone(), slots: found.slots };
-        places.insert(QueueName::stem_of(&place.site, &place.location), here);
+        let stem = QueueName::stem_of(&place.site, &place.location);
+        match &found.means {
+            Means::Folder(root) => {
+                places.insert(stem, worker::Place { root: root.clone(), slots: found.slots });
+            }
+            Means::Archive(_) => {
+                archives.insert(stem, found.slots);
+            }
+        }
     }
     let own = &daemon.worker;
     let name = name.map(str::to_owned).or_else(|| own.name.clone()).unwrap_or_else(host_name);
@@ -216,6 +262,7 @@ fn worker_config(
         drain_limit: own.drain,
         spool,
         places,
+        archives,
         options: Options { reconnect_timeout: own.reconnect_timeout, ..settings.options() },
     })
 }

@@ -7,7 +7,10 @@ use crate::{
     cli::exit::Exit,
     config::units::show_size,
     model::{PackageId, Work},
-    store::{PackageFilter, Page, Store, WorkFilter, WorkKind, WorkRow},
+    store::{
+        ArchiveFilter, LastRecord, PackageFilter, PackageStanding, Page, RecordRow, Store, WorkFilter, WorkKind,
+        WorkRow,
+    },
 };
 
 pub(super) async fn list(args: &args::List, daemon: &Daemon, screen: &Screen) -> Result<Exit, JobError> {
@@ -21,6 +24,31 @@ pub(super) async fn list(args: &args::List, daemon: &Daemon, screen: &Screen) ->
             let filter = filter(&store, kind, &args.filter, &[]).await?;
             let page = store.work_page(&filter, after, most).await.map_err(wrong)?;
             show_page(screen, args.json, &page, WORK_HEAD, work_cells)?;
+        }
+        Listed::Archive => {
+            let meant = filter(&store, WorkKind::Archive, &args.filter, &[]).await?;
+            let filter = ArchiveFilter {
+                location: meant.location,
+                site: meant.site,
+                package: meant.package,
+                states: args.state.clone(),
+            };
+            let page = store.archive_page(&filter, after, most).await.map_err(wrong)?;
+            let head = &["PACKAGE", "STATE", "ARCHIVE", "HELD", "VERIFIED", "HOW", "WORK", "ERROR", "NAME"];
+            show_page(screen, args.json, &page, head, |a| {
+                let dash = || "-".to_owned();
+                vec![
+                    a.package.to_string(),
+                    a.state.to_string(),
+                    a.location.clone(),
+                    a.verification.map_or_else(dash, |v| v.to_string()),
+                    a.last_record.as_ref().map_or_else(dash, |r| r.at.to_string()),
+                    a.last_record.as_ref().map_or_else(dash, how),
+                    a.work.map_or_else(dash, |work| format!("{work} {}", a.status.map_or("", |s| s.as_str()))),
+                    a.error_class.map_or_else(dash, |class| class.to_string()),
+                    a.name.clone(),
+                ]
+            })?;
         }
         Listed::Packages => {
             let meant = filter(&store, WorkKind::Transfer, &args.filter, &[]).await?;
@@ -86,10 +114,18 @@ pub(super) async fn list(args: &args::List, daemon: &Daemon, screen: &Screen) ->
 /// A filter that would be heeded by nothing must not seem to have been.
 fn refuse_what_filters_nothing(args: &args::List) -> Result<(), JobError> {
     let is_unfiltered = matches!(args.what, Listed::Workers | Listed::DeadLetters) && args.filter.is_narrowed();
-    if is_unfiltered || (!args.state.is_empty() && args.what != Listed::Packages) {
+    let has_states = matches!(args.what, Listed::Packages | Listed::Archive);
+    if is_unfiltered || (!args.state.is_empty() && !has_states) {
         return Err(JobError::new(
             FailureClass::Usage,
-            "--state is for packages; workers and dead letters take no filter",
+            "--state is for packages and the archive; workers and dead letters take no filter",
+        ));
+    }
+    let args::Filter { status, class, route, older, .. } = &args.filter;
+    if args.what == Listed::Archive && !(status.is_empty() && class.is_none() && route.is_none() && older.is_none()) {
+        return Err(JobError::new(
+            FailureClass::Usage,
+            "the archive is listed by --location, --site, --package and --state; list archive-transfers takes the others",
         ));
     }
     Ok(())
@@ -200,6 +236,22 @@ pub(super) async fn show(args: &args::Show, daemon: &Daemon, screen: &Screen) ->
                 let why = r.obstacle.as_ref().map(|o| format!(" ({o})")).unwrap_or_default();
                 let _ = writeln!(text, "  wanted at {to} by {}: {}{why}", r.requested_by, transfers.join(", "));
             }
+            for c in &detail.copies {
+                let seen = c.last_record.as_ref().map(|r| format!(", {} on {} at {}", how(r), r.host, r.at));
+                let _ = writeln!(
+                    text,
+                    "  lies at {} ({}): {}, {}{}",
+                    c.location,
+                    c.location_type,
+                    c.status,
+                    c.verification,
+                    seen.unwrap_or_default()
+                );
+            }
+            let _ = writeln!(text, "  {}", detail.standing.text);
+            if let Some(metadata) = &detail.metadata {
+                let _ = writeln!(text, "  metadata {metadata}");
+            }
             for r in &detail.records {
                 let _ = writeln!(text, "{}", record(r));
             }
@@ -238,14 +290,37 @@ pub(super) async fn show(args: &args::Show, daemon: &Daemon, screen: &Screen) ->
     Ok(Exit::Success)
 }
 
-fn record(r: &crate::store::RecordRow) -> String {
+fn record(r: &RecordRow) -> String {
     let word = if r.is_equal { "equal" } else { "NOT EQUAL" };
-    format!("  {} {} at {} ({}, {}) on {}: {}", r.recorded_at, r.package, r.location, r.method, word, r.host, r.found)
+    let read = r.how.map(|how| format!(" {how}")).unwrap_or_default();
+    let why = r.unread_reason.as_ref().map(|why| format!(", not read: {why}")).unwrap_or_default();
+    let (at, package, method) = (r.recorded_at, r.package, r.method);
+    format!("  {at} {package} at {} ({method}{read}, {word}{why}) on {}: {}", r.location, r.host, r.found)
+}
+
+/// How a copy was last looked at, in a few words.
+fn how(r: &LastRecord) -> String {
+    let word = if r.is_equal { "" } else { " NOT EQUAL" };
+    let read = r.how.map(|how| format!(" {how}")).unwrap_or_default();
+    format!("{}{read}{word}", r.method)
 }
 
 pub(super) async fn explain(args: &args::Explain, daemon: &Daemon, screen: &Screen) -> Result<Exit, JobError> {
     let store: Store = open(daemon).await?;
-    let explained = store.explain(args.work).await.map_err(|e| store_error(&e))?;
+    let work = match args.meant {
+        args::Meant::Work(work) => work,
+        args::Meant::Package(id) => {
+            let standing = store.explain_package(id).await.map_err(|e| store_error(&e))?;
+            if args.json {
+                print_json(screen, &standing)?;
+            } else {
+                screen.print(&stands(&standing));
+            }
+            store.close().await;
+            return Ok(Exit::Success);
+        }
+    };
+    let explained = store.explain(work).await.map_err(|e| store_error(&e))?;
     if args.json {
         print_json(screen, &explained)?;
     } else {
@@ -266,4 +341,21 @@ pub(super) async fn explain(args: &args::Explain, daemon: &Daemon, screen: &Scre
     }
     store.close().await;
     Ok(Exit::Success)
+}
+
+/// How far a package is archived.
+fn stands(standing: &PackageStanding) -> String {
+    let mut text = format!(
+        "{} is {} since {}: {}\n{}\n",
+        standing.package, standing.state, standing.since, standing.reason, standing.text
+    );
+    for archive in &standing.archives {
+        let held = if archive.holds { "holds it" } else { "does not hold it" };
+        let work = archive.work.map(|work| format!(", {work} is {}", archive.status.map_or("", |s| s.as_str())));
+        let _ = writeln!(text, "- {} {held}{}", archive.location, work.unwrap_or_default());
+        if let Some(error) = &archive.error_text {
+            let _ = writeln!(text, "  {error}");
+        }
+    }
+    text
 }

@@ -1,6 +1,7 @@
 //! The commands of the control plane: what is typed becomes a call of the store, a manager or a worker.
 
 mod admin;
+mod archive;
 mod args;
 mod change;
 mod daemons;
@@ -11,13 +12,21 @@ use std::{env, io, path::PathBuf, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::args::{Db, Explain, List, Manager, Show, Submit, Switch, Topology, Touch, Up, Worker};
-pub(super) use self::daemons::{Crew, Watched, together};
+pub(super) use self::args::{
+    Archive, Db, Explain, List, Manager, Scrub, Show, Submit, Switch, Topology, Touch, Up, Worker,
+};
+pub(super) use self::daemons::{Crew, Shelves, Watched, together};
 pub(super) use self::submit::measured;
-use super::{args::Command, block_on, exit::Exit, human::Screen};
+use super::{
+    args::{Command, Verify},
+    block_on,
+    exit::Exit,
+    human::Screen,
+};
 use crate::{
     config::{Daemon, Settings},
     engine::{FailureClass, JobError},
+    model::topology::Place,
     store::{Store, StoreError},
     task::{Backoff, Gate, Hangup},
     telemetry::logs::LevelSwitch,
@@ -29,6 +38,8 @@ pub(super) enum Request<'a> {
     Manager(&'a Manager),
     Worker(&'a Worker),
     Up(&'a Up),
+    Archive(&'a Archive),
+    Scrub { args: &'a Scrub, location: &'a Place, json: bool },
     Db(&'a Db),
     Topology(&'a Topology),
     Submit(&'a Submit),
@@ -48,6 +59,10 @@ impl<'a> Request<'a> {
             Command::Manager(args) => Self::Manager(args),
             Command::Worker(args) => Self::Worker(args),
             Command::Up(args) => Self::Up(args),
+            Command::Archive(args) => Self::Archive(args),
+            Command::Verify(Verify { archived: args, json, .. }) => {
+                Self::Scrub { args, location: args.location.as_ref()?, json: *json }
+            }
             Command::Db(args) => Self::Db(args),
             Command::Topology(args) => Self::Topology(args),
             Command::Submit(args) => Self::Submit(args),
@@ -83,7 +98,11 @@ pub(super) fn run(request: &Request<'_>, context: &Context<'_>) -> Result<Exit, 
         Request::Manager(args) => daemons::manager(args, &daemon, context),
         Request::Worker(args) => daemons::worker(args, &daemon, context),
         Request::Up(args) => daemons::up(args, &daemon, context),
-        Request::Db(args) => block_on(Some(screen), &cancel, async || admin::db(args, &daemon, screen).await),
+        Request::Archive(args) => archive::archive(args, screen),
+        Request::Scrub { args, location, json } => block_on(Some(screen), &cancel, async || {
+            archive::verify(args, location, *json, &daemon, screen, &cancel).await
+        }),
+        Request::Db(args) => block_on(Some(screen), &cancel, async || admin::db(args, &daemon, screen, &cancel).await),
         Request::Topology(args) => {
             block_on(Some(screen), &cancel, async || admin::topology(args, &daemon, screen).await)
         }

@@ -2,14 +2,14 @@
 
 use std::{
     os::unix::ffi::OsStrExt as _,
-    path::{Component, Path},
+    path::{Component, Path, PathBuf},
 };
 
 use super::{Daemon, FailureClass, JobError, Screen, actor, args, open, print_json, store_error};
 use crate::{
     chunk::{Digest, RelPath},
     cli::exit::Exit,
-    config::units::show_size,
+    config::{Location, units::show_size},
     disk::Root,
     engine::measure,
     model::{PackageKind, Policy, topology::Place},
@@ -19,20 +19,21 @@ use crate::{
 pub(super) async fn submit(args: &args::Submit, daemon: &Daemon, screen: &Screen) -> Result<Exit, JobError> {
     let usage = |text: String| JobError::new(FailureClass::Usage, text);
     let from = args.from.to_string();
-    let Some(location) = daemon.locations.get(&from) else {
+    let Some(folder) = daemon.locations.get(&from).and_then(Location::folder) else {
         return Err(usage(format!(
             "this machine has no folder for {from}; name it in the settings: [locations.\"{from}\"] root = \"/...\""
         )));
     };
     let destinations = args.to.iter().map(|text| destination(text)).collect::<Result<Vec<_>, _>>()?;
-    let root_path = location.root.clone();
+    let root_path = folder.to_owned();
     let paths = args.paths.clone();
-    let (origin, priority) = (args.from.clone(), args.priority);
+    let (origin, priority, policy) = (args.from.clone(), args.priority, args.policy);
     // The database first: a digest of a terabyte for a database that is not there would be a pity.
     let store = open(daemon).await?;
     let packages = tokio::task::spawn_blocking(move || {
         let root = Root::open(&root_path).map_err(|e| JobError::new(FailureClass::Source, e.to_string()))?;
-        paths.iter().map(|path| measured(&root, &root_path, path, &origin, priority)).collect::<Result<Vec<_>, _>>()
+        let one = |path: &PathBuf| Ok(NewPackage { policy, ..measured(&root, &root_path, path, &origin, priority)? });
+        paths.iter().map(one).collect::<Result<Vec<_>, _>>()
     })
     .await
     .map_err(|_| JobError::new(FailureClass::Bug, "reading the packages ended badly"))??;

@@ -1,4 +1,5 @@
-//! The chain itself: what `up` runs, once for each of two sites, in one process on one database.
+//! The chain itself: what `up` runs, once for each of two sites, in one process on one database. The second site has an
+//! archive.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,16 +17,17 @@ use super::{
     table::{Moving, Row},
 };
 use crate::{
+    archive,
     broker::{Broker, MemoryBroker},
     chunk::escape_bytes,
-    cli::control::{Crew, Watched, store_error, together},
+    cli::control::{Crew, Shelves, Watched, store_error, together},
     config::Settings,
     endpoint::{Endpoint, Right, Settings as Served},
     engine::{FailureClass, JobError, Options, host_name},
     manager,
-    model::{BundleLimits, PackageId, TransferId, Work, topology::Topology},
+    model::{BundleLimits, PackageId, PackageState, Work, topology::Topology},
     net::{Identity, IdentityError, PeerName, Pinned},
-    store::{Apply, Destination, NewPackage, PlanLimits, RecordRow, Store, WorkFilter},
+    store::{Apply, Destination, NewPackage, PackageFilter, PlanLimits, RecordRow, Store, WorkFilter, WorkKind},
     task::Gate,
     worker,
 };
@@ -45,8 +47,8 @@ pub(super) struct Chain {
     pub(super) ports: (u16, u16),
     packages: Vec<NewPackage>,
     rows: Vec<Row>,
-    of_transfer: BTreeMap<TransferId, BTreeSet<PackageId>>,
-    rates: BTreeMap<TransferId, Pace>,
+    of_work: BTreeMap<Work, BTreeSet<PackageId>>,
+    rates: BTreeMap<Work, Pace>,
 }
 
 /// How fast a transfer is.
@@ -67,6 +69,8 @@ pub(super) struct Plan<'a> {
     pub(super) origin: &'a Path,
     /// Root of the destination's buffer.
     pub(super) destination: &'a Path,
+    /// Root of the archive there, which has its marker already.
+    pub(super) archive: &'a Path,
     pub(super) link: Option<Link>,
 }
 
@@ -120,6 +124,10 @@ impl Chain {
         let roots = [(ORIGIN, plan.origin, near, Some(manager)), (DESTINATION, plan.destination, far, None)];
         for ((site, root, identity, manager), endpoint) in roots.into_iter().zip(endpoints) {
             let place = worker::Place { root: root.to_owned(), slots: None };
+            let mut shelves = Shelves { folders: [(stem(site), root.to_owned())].into(), ..Shelves::default() };
+            if site == DESTINATION {
+                shelves.archives.insert(archive_stem(), archive::Settings::Disk(plan.archive.to_owned()));
+            }
             let worker = worker::Config {
                 name: format!("worker@{site}"),
                 host: host_name(),
@@ -130,9 +138,10 @@ impl Chain {
                 drain_limit: Duration::ZERO,
                 spool: plan.folder.join("spool").join(site),
                 places: [(stem(site), place)].into(),
+                archives: shelves.archives.keys().map(|stem| (stem.clone(), None)).collect(),
                 options: Options { reconnect_timeout: RECONNECT, ..settings.options() },
             };
-            crews.push(Crew { manager, worker, identity, endpoint: Some(endpoint) });
+            crews.push(Crew { manager, worker, shelves, identity, endpoint: Some(endpoint) });
         }
         let (here, closing) = (store.clone(), gate.clone());
         let working = tokio::spawn(async move {
@@ -151,7 +160,7 @@ impl Chain {
             ports,
             packages: Vec::new(),
             rows: Vec::new(),
-            of_transfer: BTreeMap::new(),
+            of_work: BTreeMap::new(),
             rates: BTreeMap::new(),
         })
     }
@@ -163,8 +172,14 @@ impl Chain {
             let registered = self.store.register(some, &to, ACTOR).await.map_err(|e| store_error(&e))?;
             for (one, package) in registered.iter().zip(some) {
                 let name = escape_bytes(package.path.as_bytes());
-                let row = Row { id: one.package, name, size_bytes: package.size_bytes, transfer: None };
-                self.rows.push(row);
+                self.rows.push(Row {
+                    id: one.package,
+                    name,
+                    size_bytes: package.size_bytes,
+                    stands: PackageState::Waiting,
+                    transfer: None,
+                    archiving: None,
+                });
             }
         }
         self.packages = packages;
@@ -173,41 +188,59 @@ impl Chain {
 
     /// The packages, as they are now.
     pub(super) async fn look(&mut self) -> Result<&[Row], JobError> {
-        let wrong = |e| store_error(&e);
+        let mut transfers = self.moving(WorkKind::Transfer).await?;
+        let mut archivings = self.moving(WorkKind::Archive).await?;
+        let mut states = BTreeMap::new();
         let mut after = None;
-        let mut moving = BTreeMap::new();
         loop {
-            let page = self.store.work_page(&WorkFilter::default(), after, 1000).await.map_err(wrong)?;
-            for row in &page.rows {
-                let Work::Transfer(id) = row.work else { continue };
-                if !self.of_transfer.contains_key(&id) {
-                    let detail = self.store.work_detail(row.work).await.map_err(wrong)?;
-                    self.of_transfer.insert(id, detail.packages.iter().map(|p| p.id).collect());
-                }
-                let mut now = Moving {
-                    id,
-                    status: row.status,
-                    attempt: row.attempt,
-                    bytes_done: row.bytes_done,
-                    bytes_total: row.bytes_total,
-                    bytes_per_s: None,
-                    route: row.route.clone().unwrap_or_default(),
-                    error: row.error_class.map(|class| class.to_string()),
-                };
-                now.bytes_per_s = self.rate(&now).await?;
-                for package in self.of_transfer.get(&id).into_iter().flatten() {
-                    moving.insert(*package, now.clone());
-                }
-            }
+            let page = self.store.package_page(&PackageFilter::default(), after, PAGE).await;
+            let page = page.map_err(|e| store_error(&e))?;
+            states.extend(page.rows.iter().map(|row| (row.id, row.state)));
             after = page.next;
             if after.is_none() {
                 break;
             }
         }
         for row in &mut self.rows {
-            row.transfer = moving.remove(&row.id);
+            row.transfer = transfers.remove(&row.id);
+            row.archiving = archivings.remove(&row.id);
+            row.stands = states.remove(&row.id).unwrap_or(row.stands);
         }
         Ok(&self.rows)
+    }
+
+    /// All work of a kind, by package; of several the one that was planned last.
+    async fn moving(&mut self, kind: WorkKind) -> Result<BTreeMap<PackageId, Moving>, JobError> {
+        let wrong = |e| store_error(&e);
+        let filter = WorkFilter { kind, ..WorkFilter::default() };
+        let (mut after, mut moving) = (None, BTreeMap::new());
+        loop {
+            let page = self.store.work_page(&filter, after, PAGE).await.map_err(wrong)?;
+            for row in &page.rows {
+                if !self.of_work.contains_key(&row.work) {
+                    let detail = self.store.work_detail(row.work).await.map_err(wrong)?;
+                    self.of_work.insert(row.work, detail.packages.iter().map(|p| p.id).collect());
+                }
+                let mut now = Moving {
+                    id: row.work,
+                    status: row.status,
+                    attempt: row.attempt,
+                    bytes_done: row.bytes_done,
+                    bytes_total: row.bytes_total,
+                    bytes_per_s: None,
+                    route: row.route.clone().unwrap_or_else(|| row.destination.clone()),
+                    error: row.error_class.map(|class| class.to_string()),
+                };
+                now.bytes_per_s = self.rate(&now).await?;
+                for package in self.of_work.get(&row.work).into_iter().flatten() {
+                    moving.insert(*package, now.clone());
+                }
+            }
+            after = page.next;
+            if after.is_none() {
+                return Ok(moving);
+            }
+        }
     }
 
     /// Verified bytes per second; of what is over by its attempt's own times.
@@ -216,7 +249,7 @@ impl Chain {
             return Ok(*rate);
         }
         if now.is_over() {
-            let detail = self.store.work_detail(Work::Transfer(now.id)).await.map_err(|e| store_error(&e))?;
+            let detail = self.store.work_detail(now.id).await.map_err(|e| store_error(&e))?;
             let last = detail.attempts.first().filter(|a| a.outcome == "completed");
             let rate = last.and_then(|a| per_second(a.bytes_done, a.ended_at.since(a.started_at)));
             self.rates.insert(now.id, Pace::Over(rate));
@@ -245,16 +278,16 @@ impl Chain {
         &self.packages
     }
 
-    /// What the destination was found to hold, by package; the last look at each.
+    /// What the archive was found to hold, by package; the last look at each.
     pub(super) async fn record(&self, package: PackageId) -> Result<Option<RecordRow>, JobError> {
         let detail = self.store.package_detail(package).await.map_err(|e| store_error(&e))?;
-        let place = format!("{DESTINATION}/{LOCATION}");
+        let place = archive_place();
         Ok(detail.records.into_iter().find(|record| record.location == place))
     }
 
-    /// Why a transfer failed.
-    pub(super) async fn failure(&self, transfer: TransferId) -> Result<(Option<FailureClass>, String), JobError> {
-        let detail = self.store.work_detail(Work::Transfer(transfer)).await.map_err(|e| store_error(&e))?;
+    /// Why some work failed.
+    pub(super) async fn failure(&self, work: Work) -> Result<(Option<FailureClass>, String), JobError> {
+        let detail = self.store.work_detail(work).await.map_err(|e| store_error(&e))?;
         let class = detail.row.error_class.map(class_of);
         Ok((class, detail.row.error_text.unwrap_or_default()))
     }
@@ -305,6 +338,15 @@ fn stem(site: &str) -> String {
     format!("{site}_{LOCATION}")
 }
 
+fn archive_stem() -> String {
+    format!("{DESTINATION}_{ARCHIVE}")
+}
+
+/// The archive's name.
+pub(super) fn archive_place() -> String {
+    format!("{DESTINATION}/{ARCHIVE}")
+}
+
 fn topology(sites: [(&Identity, u16); 2], link: Option<Link>) -> String {
     let mut text = String::new();
     for (site, (identity, port)) in [ORIGIN, DESTINATION].into_iter().zip(sites) {
@@ -316,6 +358,11 @@ fn topology(sites: [(&Identity, u16); 2], link: Option<Link>) -> String {
             identity.fingerprint()
         ));
     }
+    text.push_str(&format!(
+        "[[location]]\nsite = \"{DESTINATION}\"\nname = \"{ARCHIVE}\"\ntype = \"long_term_archive\"\n\
+         # Where temporary files lie in memory there is nothing but the cache to read; the record says so.\n\
+         cached_read_back_counts = true\n"
+    ));
     text.push_str(&format!("[[route]]\nname = \"{ROUTE}\"\nfrom = \"{ORIGIN}\"\nto = \"{DESTINATION}\"\n"));
     // Asked to choose by itself, it would measure TCP's way to the relay, which is short.
     if link.is_some_and(|link| link.round_trip >= LONG_PATH) {
@@ -325,6 +372,7 @@ fn topology(sites: [(&Identity, u16); 2], link: Option<Link>) -> String {
 }
 
 const LOCATION: &str = "buffer";
+const ARCHIVE: &str = "archive";
 const ACTOR: &str = "demo";
 /// Large packages go alone, small ones together, and none waits long: somebody is watching.
 const BUNDLE: BundleLimits = BundleLimits { bytes: 8 << 20, packages: 100, age: Duration::from_millis(300) };
@@ -335,6 +383,8 @@ const LEASE: Duration = Duration::from_secs(10);
 const RENEW: Duration = Duration::from_millis(250);
 const RECONNECT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// Rows of one look.
+const PAGE: u32 = 1000;
 /// Packages of one statement.
 const AT_ONCE: usize = 200;
 /// From here on QUIC is what the engine would choose.

@@ -1,5 +1,6 @@
-//! `demo`: packages go from `ccat` to `cologne` on this machine. Two sites with an endpoint and a worker each, a manager, a
-//! database and a broker run as `up` runs them; what arrived is checked by reading both ends again.
+//! `demo`: packages go from `ccat` to `cologne` and into the archive there, on this machine. Two sites with an endpoint and a
+//! worker each, a manager, a database and a broker run as `up` runs them; what is archived is checked by reading all three
+//! places again.
 
 mod chain;
 mod compare;
@@ -12,9 +13,11 @@ use std::{
     fmt::Write as _,
     fs::{self, DirBuilder},
     io,
-    os::unix::{ffi::OsStrExt, fs::DirBuilderExt},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{DirBuilderExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -22,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) use self::relay::Link;
 use self::{
-    chain::{Chain, DESTINATION, ORIGIN, Plan},
+    chain::{Chain, DESTINATION, ORIGIN, Plan, archive_place},
     compare::{Contents, What},
     patience::{Hopeless, Patience, refuse_full},
     table::{Changes, Row},
@@ -30,11 +33,12 @@ use self::{
 };
 use super::{args::Demo, block_on, control::measured, exit::Exit, human::Screen, manifest};
 use crate::{
+    archive::{self, Disk},
     chunk::{Digest, escape_bytes},
     config::{Settings, units::show_size},
     disk::Root,
     engine::{FailureClass, JobError, walk::PARTS_FOLDER},
-    model::{Algorithm, topology::Place as Location},
+    model::{Algorithm, PackageDigest, PackageKind, topology::Place as Location},
     store::NewPackage,
 };
 
@@ -52,15 +56,33 @@ pub(super) fn demo(args: &Demo, settings: &Settings, screen: &Screen) -> Result<
     screen.clear();
     let interrupted = cancel.is_cancelled();
     if args.rm || interrupted {
-        fs::remove_dir_all(&folder.path).map_err(|e| folder.failed("remove", &folder.path, &e))?;
+        remove(&folder.path).map_err(|e| folder.failed("remove", &folder.path, &e))?;
         screen.print(&format!("removed {}\n", folder.path.display()));
     } else {
-        screen.print(&format!("the files stay in {0}; remove them with rm -r {0}\n", folder.path.display()));
+        screen.print(&format!(
+            "the files stay in {0}; remove them with chmod -R u+w {0} && rm -r {0}\n",
+            folder.path.display()
+        ));
     }
     if interrupted {
         return Err(JobError::new(FailureClass::Cancelled, "the demo was interrupted"));
     }
     result
+}
+
+/// Removes the demo's files. What rests in its archive is read-only, also for whoever removes it.
+fn remove(path: &Path) -> io::Result<()> {
+    let mut folders = vec![path.to_owned()];
+    while let Some(folder) = folders.pop() {
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
+        for entry in fs::read_dir(&folder)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    fs::remove_dir_all(path)
 }
 
 /// The demo's own folder.
@@ -109,7 +131,16 @@ impl Running<'_> {
         };
         let destination = self.folder.at(DESTINATION);
         fs::create_dir(&destination).map_err(|e| self.folder.failed("make", &destination, &e))?;
-        let plan = Plan { folder: &self.folder.path, origin: &origin, destination: &destination, link: self.args.link };
+        let archive = self.folder.at(ARCHIVE);
+        fs::create_dir(&archive).map_err(|e| self.folder.failed("make", &archive, &e))?;
+        Disk::found(&archive).map_err(|e| JobError::new(FailureClass::Destination, e.to_string()))?;
+        let plan = Plan {
+            folder: &self.folder.path,
+            origin: &origin,
+            destination: &destination,
+            archive: &archive,
+            link: self.args.link,
+        };
         let mut chain = Chain::start(&plan, self.settings).await?;
         let watched = self.watch(&mut chain, &plan).await;
         let relayed = chain.relay.as_ref().map(|relay| format!("{}\n", relay.told()));
@@ -117,7 +148,7 @@ impl Running<'_> {
             Ok(true) => self.tell(&chain).await,
             _ => Ok((String::new(), Exit::Success)),
         };
-        let paths: Vec<PathBuf> = chain.packages().iter().map(|p| PathBuf::from(os(p.path.as_bytes()))).collect();
+        let packages = chain.packages().to_vec();
         let stopped = chain.stop().await;
         if !watched? {
             return Err(JobError::new(FailureClass::Cancelled, "the demo was interrupted"));
@@ -129,8 +160,9 @@ impl Running<'_> {
         if exit != Exit::Success {
             return Ok(exit);
         }
-        planted::spoil_destination(&destination, &paths);
-        self.check(&origin, &destination, paths).await
+        planted::spoil_destination(&destination, &packages);
+        planted::spoil_archive(&archive, &packages);
+        self.check([&origin, &destination, &archive], packages).await
     }
 
     async fn generated(&self) -> Result<PathBuf, JobError> {
@@ -184,15 +216,15 @@ impl Running<'_> {
             }
             match patience.look(rows, Instant::now()) {
                 Some(Hopeless::Full(transfer)) => {
-                    let transfer = transfer.id;
-                    let (_, why) = chain.failure(transfer).await?;
+                    let work = transfer.id;
+                    let (_, why) = chain.failure(work).await?;
                     let text = format!("{DESTINATION} is full: {why}; TMPDIR names where the demo's files go");
                     return Err(JobError::new(FailureClass::Destination, text));
                 }
                 Some(Hopeless::Still(row)) => {
-                    let (transfer, name, state) = (row.transfer.as_ref().map(|t| t.id), row.name.clone(), row.state());
-                    let (class, why) = match transfer {
-                        Some(transfer) => chain.failure(transfer).await?,
+                    let (work, name, state) = (row.moving().map(|t| t.id), row.name.clone(), row.state());
+                    let (class, why) = match work {
+                        Some(work) => chain.failure(work).await?,
                         // What the planner waits for.
                         None => (None, format!("{DESTINATION} may have no room, and TMPDIR names where it lies")),
                     };
@@ -206,7 +238,7 @@ impl Running<'_> {
             if chain.has_ended() {
                 return Err(JobError::new(
                     FailureClass::Bug,
-                    "the demo's daemons ended before the packages had arrived",
+                    "the demo's daemons ended before the packages were archived",
                 ));
             }
             tokio::select! {
@@ -218,15 +250,21 @@ impl Running<'_> {
 
     /// The verification record of each package, and what failed.
     async fn tell(&self, chain: &Chain) -> Result<(String, Exit), JobError> {
-        let mut text = format!("\nverification records: what {DESTINATION} found, against what {ORIGIN} registered\n");
+        let mut text = format!(
+            "\nverification records: what was read from {}, against what {ORIGIN} registered\n",
+            archive_place()
+        );
         let (mut failed, mut classes) = (0usize, Vec::new());
         for (row, package) in chain.rows().iter().zip(chain.packages()) {
-            let Some(record) = chain.record(row.id).await?.filter(|_| row.is_completed()) else {
-                let Some(transfer) = &row.transfer else { continue };
-                let (class, why) = chain.failure(transfer.id).await?;
+            let Some(record) = chain.record(row.id).await?.filter(|_| row.is_archived()) else {
                 failed += 1;
+                let (class, why) = match row.moving() {
+                    Some(moving) => chain.failure(moving.id).await?,
+                    None => (None, String::new()),
+                };
                 classes.extend(class);
-                let _ = writeln!(text, "  {} {}: NOT ARRIVED\n    {why}", row.id, row.name);
+                let arrived = if row.archiving.is_some() { "NOT ARCHIVED" } else { "NOT ARRIVED" };
+                let _ = writeln!(text, "  {} {}: {arrived}\n    {why}", row.id, row.name);
                 continue;
             };
             let same = record.is_equal && record.found.value == package.identity;
@@ -236,12 +274,13 @@ impl Running<'_> {
             }
             let _ = writeln!(
                 text,
-                "  {} {}: {}, {}, {} on {} at {}\n    {} {}",
+                "  {} {}: {}, {}, {}{} on {} at {}\n    {} {}",
                 row.id,
                 row.name,
                 if same { "equal" } else { "NOT EQUAL" },
                 show_size(record.found_size_bytes),
                 record.method,
+                record.how.map(|how| format!(" ({how})")).unwrap_or_default(),
                 record.host,
                 record.recorded_at,
                 match record.found.algorithm {
@@ -257,44 +296,89 @@ impl Running<'_> {
             _ => Exit::Partial,
         };
         if failed > 0 {
-            let _ = writeln!(text, "{failed} of {} packages did not arrive", chain.rows().len());
+            let _ = writeln!(text, "{failed} of {} packages are not archived", chain.rows().len());
         }
         Ok((text, exit))
     }
 
-    /// Reads both ends, as somebody would who trusts none of it.
-    async fn check(&self, origin: &Path, destination: &Path, paths: Vec<PathBuf>) -> Result<Exit, JobError> {
-        self.screen.print("\nreading both ends again, without the database\n");
-        let (from, to, cancel) = (origin.to_owned(), destination.to_owned(), self.cancel.clone());
-        let names = Arc::new(paths);
+    /// Reads all places, as somebody would who trusts none of it.
+    async fn check(&self, places: [&Path; 3], packages: Vec<NewPackage>) -> Result<Exit, JobError> {
+        self.screen.print("\nreading all three places again, without the database\n");
+        let [origin, destination, archive] = places.map(Path::to_owned);
+        let cancel = self.cancel.clone();
         let read = move || {
+            let paths: Vec<_> = packages.iter().map(|p| PathBuf::from(os(p.path.as_bytes()))).collect();
             let read = |folder: &Path, class| {
-                compare::contents(folder, &names, &cancel).map_err(|text| JobError::new(class, text))
+                compare::contents(folder, &paths, &cancel).map_err(|text| JobError::new(class, text))
             };
-            Ok((read(&from, FailureClass::Source)?, read(&to, FailureClass::Destination)?))
+            let sent = read(&origin, FailureClass::Source)?;
+            let got = read(&destination, FailureClass::Destination)?;
+            Ok((sent, got, archived(&archive, &packages, &cancel)?))
         };
-        let (sent, got) = blocking(read).await??;
-        let differences = compare::differences(&sent, &got);
+        let (sent, got, kept) = blocking(read).await??;
+        let mut differences = compare::differences(&sent, &got);
+        differences.extend(compare::differences(&sent, &kept.by_path).iter().map(|text| format!("archive: {text}")));
         if !differences.is_empty() {
             for difference in &differences {
                 self.screen.note(&format!("not equal: {difference}"));
             }
-            return Err(JobError::new(FailureClass::Integrity, "the two ends are not equal"));
+            return Err(JobError::new(FailureClass::Integrity, "the three places are not equal"));
         }
-        let list = self.folder.at(MANIFEST);
-        let written = write_manifest(&list, &sent);
+        let (list, keys) = (self.folder.at(MANIFEST), self.folder.at(ARCHIVE_MANIFEST));
+        let written = write_manifest(&list, &sent).and_then(|()| write_manifest(&keys, &kept.by_key));
         written.map_err(|error| JobError::new(FailureClass::Destination, error.to_string()))?;
-        self.screen.print(&by_hand(&sent, origin, destination, &list));
+        let [origin, destination, archive] = places;
+        self.screen.print(&by_hand(&kept.by_key, [(origin, &list), (destination, &list), (archive, &keys)], archive));
         Ok(Exit::Success)
+    }
+}
+
+/// What an archive holds.
+struct Archived {
+    /// By the packages' own paths.
+    by_path: Contents,
+    /// By the paths in the archive.
+    by_key: Contents,
+}
+
+/// Reads packages from the archive's folder.
+fn archived(root: &Path, packages: &[NewPackage], cancel: &CancellationToken) -> Result<Archived, JobError> {
+    let mut archived = Archived { by_path: Contents::new(), by_key: Contents::new() };
+    for package in packages {
+        let key = Disk::path_of(&as_archived(package));
+        let key = key.map_err(|error| JobError::new(FailureClass::Destination, error.to_string()))?;
+        let Some((folder, name)) = key.split_last() else { continue };
+        let found = compare::contents(&root.join(os(folder.as_bytes())), &[PathBuf::from(os(name))], cancel)
+            .map_err(|text| JobError::new(FailureClass::Destination, text))?;
+        for (path, what) in found {
+            let rest = path.strip_prefix(name).unwrap_or(&path);
+            archived.by_path.insert([package.path.as_bytes(), rest].concat(), what.clone());
+            archived.by_key.insert([key.as_bytes(), rest].concat(), what);
+        }
+    }
+    Ok(archived)
+}
+
+fn as_archived(package: &NewPackage) -> archive::Package {
+    let algorithm = match package.kind {
+        PackageKind::File => Algorithm::Blake3,
+        PackageKind::Tree => Algorithm::Tree,
+    };
+    archive::Package {
+        kind: package.kind,
+        relative_path: package.path.clone(),
+        size_bytes: package.size_bytes,
+        file_count: package.file_count,
+        expected: PackageDigest { algorithm, value: package.identity },
     }
 }
 
 /// What is real and what is not.
 fn opening(args: &Demo) -> String {
     let mut text = format!(
-        "A demo on this machine: packages go from {ORIGIN} to {DESTINATION}.\n\
+        "A demo on this machine: packages go from {ORIGIN} to {DESTINATION} and into an archive.\n\
          Real: the files, both endpoints with their keys, the manager, the workers, the\n\
-         database (SQLite), encryption, protocol, disk writes and checks.\n\
+         database (SQLite), encryption, protocol, disk writes, reading back and checks.\n\
          Not real: the distance. Both sites are one process on one machine, hints go\n\
          through memory instead of RabbitMQ, and the network is loopback.\n"
     );
@@ -346,21 +430,27 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     done.map_err(|_| JobError::new(FailureClass::Bug, "a task of the demo ended badly"))
 }
 
-fn by_hand(all: &Contents, origin: &Path, destination: &Path, list: &Path) -> String {
-    let (count, bytes) = files(all).fold((0u64, 0u64), |(n, sum), (_, _, size)| (n + 1, sum + size));
+fn by_hand(archived: &Contents, places: [(&Path, &Path); 3], archive: &Path) -> String {
+    let (count, bytes) = files(archived).fold((0u64, 0u64), |(n, sum), (_, _, size)| (n + 1, sum + size));
     let quoted = |path: &Path| quote(path.as_os_str().as_bytes());
     let mut text =
-        format!("all {count} files ({}) have equal digests on both sides. To check by hand:\n", show_size(bytes));
-    for folder in [origin, destination] {
+        format!("all {count} files ({}) have equal digests in all three places. To check by hand:\n", show_size(bytes));
+    for (folder, list) in places {
         // Beside it the short name will do.
-        let list = if folder.parent() == list.parent() { Path::new("..").join(MANIFEST) } else { list.to_owned() };
-        let _ = writeln!(text, "  (cd {} && b3sum --quiet -c {})", quoted(folder), quoted(&list));
+        let short =
+            list.file_name().filter(|_| folder.parent() == list.parent()).map(|name| Path::new("..").join(name));
+        let _ = writeln!(
+            text,
+            "  (cd {} && b3sum --quiet -c {})",
+            quoted(folder),
+            quoted(&short.unwrap_or_else(|| list.into()))
+        );
     }
-    text.push_str("b3sum of the largest files must print:\n");
-    let mut largest: Vec<_> = files(all).collect();
+    text.push_str("b3sum of the largest files in the archive must print:\n");
+    let mut largest: Vec<_> = files(archived).collect();
     largest.sort_by(|a, b| b.2.cmp(&a.2).then_with(|| a.0.cmp(b.0)));
     for (path, digest, _) in largest.into_iter().take(LINES) {
-        if let Some(line) = manifest::b3sum_line(destination.join(os(path)).as_os_str().as_bytes(), digest) {
+        if let Some(line) = manifest::b3sum_line(archive.join(os(path)).as_os_str().as_bytes(), digest) {
             text.push_str(&line);
         }
     }
@@ -395,7 +485,8 @@ fn quote(bytes: &[u8]) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-/// Corruption that tests plant, to see that it is found: `CCAT_XFER_FAULT_DEMO` is `origin` or `destination`.
+/// Corruption that tests plant, to see that it is found: `CCAT_XFER_FAULT_DEMO` is `origin`, `destination` or
+/// `archive`.
 #[cfg(feature = "faults")]
 mod planted {
     use super::*;
@@ -406,22 +497,36 @@ mod planted {
 
     /// Another byte in the first package that is a file, between its registration and its transfer.
     pub(super) fn spoil_origin(folder: &Path, packages: &[NewPackage]) {
-        let file = packages.iter().find(|p| p.kind == crate::model::PackageKind::File);
+        let file = packages.iter().find(|p| p.kind == PackageKind::File);
         if let Some(file) = file.filter(|_| is("origin")) {
             spoil(&folder.join(os(file.path.as_bytes())));
         }
     }
 
     /// The same at the destination, after it was verified there.
-    pub(super) fn spoil_destination(folder: &Path, paths: &[PathBuf]) {
+    pub(super) fn spoil_destination(folder: &Path, packages: &[NewPackage]) {
+        let mut paths = packages.iter().map(|package| folder.join(os(package.path.as_bytes())));
         if is("destination")
-            && let Some(file) = paths.iter().map(|path| folder.join(path)).find(|path| path.is_file())
+            && let Some(file) = paths.find(|path| path.is_file())
+        {
+            spoil(&file);
+        }
+    }
+
+    /// The same in the archive, after it was read back.
+    pub(super) fn spoil_archive(root: &Path, packages: &[NewPackage]) {
+        let keys = packages.iter().filter_map(|package| Disk::path_of(&as_archived(package)).ok());
+        let mut paths = keys.map(|key| root.join(os(key.as_bytes())));
+        if is("archive")
+            && let Some(file) = paths.find(|path| path.is_file())
         {
             spoil(&file);
         }
     }
 
     fn spoil(file: &Path) {
+        let writable = PermissionsExt::from_mode(0o600);
+        fs::set_permissions(file, writable).expect("invariant: the file is the test's own");
         let mut bytes = fs::read(file).expect("invariant: a test has made the file");
         bytes[0] ^= 1;
         fs::write(file, bytes).expect("invariant: a test may write here");
@@ -433,10 +538,13 @@ mod planted {
     use super::*;
 
     pub(super) const fn spoil_origin(_: &Path, _: &[NewPackage]) {}
-    pub(super) const fn spoil_destination(_: &Path, _: &[PathBuf]) {}
+    pub(super) const fn spoil_destination(_: &Path, _: &[NewPackage]) {}
+    pub(super) const fn spoil_archive(_: &Path, _: &[NewPackage]) {}
 }
 
+const ARCHIVE: &str = "archive";
 const MANIFEST: &str = "manifest.b3";
+const ARCHIVE_MANIFEST: &str = "archive.b3";
 const LINES: usize = 5;
 /// With head and foot they fit a terminal of 24 lines.
 const MOST_ROWS: usize = 18;

@@ -10,7 +10,7 @@ use super::table::{Moving, Row};
 use crate::{
     config::units::show_size,
     engine::{FailureClass, JobError},
-    model::{ErrorClass, Status},
+    model::{ErrorClass, Status, Work},
 };
 
 /// Watches whether anything changes.
@@ -20,8 +20,8 @@ pub(super) struct Patience {
     since: Instant,
 }
 
-/// What of a transfer shows that it goes on: status, attempt and verified bytes.
-type State = (Status, u64, u64);
+/// What shows that it goes on: which work it is, its status, attempt and verified bytes.
+type State = (Work, Status, u64, u64);
 
 /// Why there is no use in waiting.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,12 +39,12 @@ impl Patience {
 
     /// Looks at the packages as they are `now`.
     pub(super) fn look<'a>(&mut self, rows: &'a [Row], now: Instant) -> Option<Hopeless<'a>> {
-        let moving = || rows.iter().filter_map(|row| row.transfer.as_ref());
+        let moving = || rows.iter().filter_map(Row::moving);
         if let Some(full) = moving().find(|t| t.error.as_deref() == Some(ErrorClass::NoSpace.as_str())) {
             return Some(Hopeless::Full(full));
         }
         let states: Vec<_> =
-            rows.iter().map(|row| row.transfer.as_ref().map(|t| (t.status, t.attempt, t.bytes_done))).collect();
+            rows.iter().map(|row| row.moving().map(|t| (t.id, t.status, t.attempt, t.bytes_done))).collect();
         if states != self.last {
             self.last = states;
             self.since = now;
@@ -76,11 +76,11 @@ pub(super) const LONGEST: Duration = Duration::from_secs(60);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{PackageId, TransferId};
+    use crate::model::{PackageId, PackageState, TransferId};
 
     fn row(transfer: Option<(Status, u64, Option<&str>)>) -> Row {
         let moving = |(status, bytes_done, error): (Status, u64, Option<&str>)| Moving {
-            id: TransferId::new(7),
+            id: Work::Transfer(TransferId::new(7)),
             status,
             attempt: 1,
             bytes_done,
@@ -89,7 +89,14 @@ mod tests {
             route: String::new(),
             error: error.map(str::to_owned),
         };
-        Row { id: PackageId::new(1), name: "a".into(), size_bytes: 100, transfer: transfer.map(moving) }
+        Row {
+            id: PackageId::new(1),
+            name: "a".into(),
+            size_bytes: 100,
+            stands: PackageState::Transferring,
+            transfer: transfer.map(moving),
+            archiving: None,
+        }
     }
 
     #[test]

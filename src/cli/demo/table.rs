@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     config::units::{show_rate, show_size},
-    model::{PackageId, Status, TransferId},
+    model::{PackageId, PackageState, Status, Work},
 };
 
 /// A package on its way.
@@ -14,14 +14,18 @@ pub(super) struct Row {
     /// Escaped.
     pub(super) name: String,
     pub(super) size_bytes: u64,
-    /// What moves it, once that is planned.
+    /// As the database has it.
+    pub(super) stands: PackageState,
+    /// What moves it to the other site, once that is planned.
     pub(super) transfer: Option<Moving>,
+    /// What puts it into the archive, once it is at the other site.
+    pub(super) archiving: Option<Moving>,
 }
 
-/// The transfer of a package, and of others that share its bundle.
+/// The transfer of a package, and of others that share its bundle, or its way into the archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Moving {
-    pub(super) id: TransferId,
+    pub(super) id: Work,
     pub(super) status: Status,
     pub(super) attempt: u64,
     pub(super) bytes_done: u64,
@@ -41,26 +45,37 @@ impl Moving {
 
 impl Row {
     pub(super) fn is_over(&self) -> bool {
-        self.transfer.as_ref().is_some_and(Moving::is_over)
+        self.is_archived() || self.moving().is_some_and(|moving| moving.status == Status::Failed)
     }
 
-    pub(super) fn is_completed(&self) -> bool {
-        self.transfer.as_ref().is_some_and(|t| t.status == Status::Completed)
+    pub(super) fn is_archived(&self) -> bool {
+        self.stands == PackageState::Archived
+    }
+
+    /// What happens to it now, or happened last.
+    pub(super) fn moving(&self) -> Option<&Moving> {
+        self.archiving.as_ref().or(self.transfer.as_ref())
     }
 
     /// In a word or two.
     pub(super) fn state(&self) -> String {
-        let Some(t) = &self.transfer else { return "registered".to_owned() };
-        match t.status {
-            Status::InProgress => {
-                format!("in_progress {:>3}%", t.bytes_done.saturating_mul(100) / t.bytes_total.max(1))
-            }
-            status => status.to_string(),
+        let percent = |moving: &Moving| moving.bytes_done.saturating_mul(100) / moving.bytes_total.max(1);
+        match (&self.transfer, &self.archiving) {
+            _ if self.is_archived() => "archived".to_owned(),
+            (_, Some(into)) => match into.status {
+                Status::InProgress => format!("archiving   {:>3}%", percent(into)),
+                Status::Completed => "read back".to_owned(),
+                Status::Failed => "not archived".to_owned(),
+                _ => "to be archived".to_owned(),
+            },
+            (Some(t), None) if t.status == Status::InProgress => format!("in_progress {:>3}%", percent(t)),
+            (Some(t), None) => t.status.to_string(),
+            (None, None) => "registered".to_owned(),
         }
     }
 
     fn line(&self) -> String {
-        let (attempt, rate, route) = match &self.transfer {
+        let (attempt, rate, route) = match self.moving() {
             // An error is of more interest than the way.
             Some(t) => {
                 let way = t.error.as_deref().unwrap_or(&t.route);
@@ -96,8 +111,8 @@ fn head() -> String {
 /// The whole table, with at most `most` packages: those that move before those that wait, and these before those that
 /// are over, each in its order.
 pub(super) fn whole(rows: &[Row], most: usize, since: Duration) -> String {
-    let rank = |row: &Row| match &row.transfer {
-        Some(t) if t.status == Status::Completed => 3,
+    let rank = |row: &Row| match row.moving() {
+        _ if row.is_archived() => 3,
         Some(t) if t.status == Status::InProgress => 0,
         Some(_) => 1,
         None => 2,
@@ -116,10 +131,10 @@ pub(super) fn whole(rows: &[Row], most: usize, since: Duration) -> String {
     if rows.len() > shown.len() {
         text.push_str(&format!("\n... and {} more", rows.len() - shown.len()));
     }
-    let completed = rows.iter().filter(|row| row.is_completed());
-    let (count, bytes) = completed.fold((0usize, 0u64), |(n, sum), row| (n + 1, sum + row.size_bytes));
+    let archived = rows.iter().filter(|row| row.is_archived());
+    let (count, bytes) = archived.fold((0usize, 0u64), |(n, sum), row| (n + 1, sum + row.size_bytes));
     text.push_str(&format!(
-        "\n{count} of {} packages have arrived ({}) after {:.1} s",
+        "\n{count} of {} packages are archived ({}) after {:.1} s",
         rows.len(),
         show_size(bytes),
         since.as_secs_f64()
@@ -142,8 +157,8 @@ impl Changes {
         }
         for row in rows {
             // A rate or a percentage is no change of state.
-            let key = row.transfer.as_ref().map(|t| (t.status, t.attempt, t.error.clone()));
-            let key = format!("{key:?}");
+            let key = row.moving().map(|t| (t.id, t.status, t.attempt, t.error.clone()));
+            let key = format!("{key:?} {}", row.stands);
             if self.told.get(&row.id) != Some(&key) {
                 text.push_str(&format!("{:>5.1} s  {}\n", since.as_secs_f64(), row.line()));
                 self.told.insert(row.id, key);
@@ -164,11 +179,11 @@ const TIME: usize = 7;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::escape_bytes;
+    use crate::{chunk::escape_bytes, model::TransferId};
 
     fn row(id: i64, name: &str, transfer: Option<(Status, Option<&str>)>) -> Row {
         let moving = |(status, error): (Status, Option<&str>)| Moving {
-            id: TransferId::new(id),
+            id: Work::Transfer(TransferId::new(id)),
             status,
             attempt: 1,
             bytes_done: 5_000_000,
@@ -177,7 +192,22 @@ mod tests {
             route: "ccat to cologne".into(),
             error: error.map(str::to_owned),
         };
-        Row { id: PackageId::new(id), name: name.into(), size_bytes: 33_500_000, transfer: transfer.map(moving) }
+        Row {
+            id: PackageId::new(id),
+            name: name.into(),
+            size_bytes: 33_500_000,
+            stands: PackageState::Transferring,
+            transfer: transfer.map(moving),
+            archiving: None,
+        }
+    }
+
+    fn archiving(mut row: Row, status: Status) -> Row {
+        row.archiving = row.transfer.clone().map(|t| Moving { status, route: "cologne/archive".into(), ..t });
+        if status == Status::Completed {
+            row.stands = PackageState::Archived;
+        }
+        row
     }
 
     #[test]
@@ -191,6 +221,8 @@ mod tests {
             ),
             row(3, "night-00", None),
             row(4, "b", Some((Status::Completed, None))),
+            archiving(row(5, "c", Some((Status::Completed, None))), Status::InProgress),
+            archiving(row(6, "d", Some((Status::Completed, None))), Status::Completed),
         ];
         let text = whole(&rows, 99, Duration::from_millis(1234));
         assert!(text.lines().all(|line| line.chars().count() < 80), "{text}");
@@ -202,11 +234,13 @@ mod tests {
                 "long name\\nlong .  33.5 MB  pending            1  123 MB/s  destination_differs",
                 "night-00           33.5 MB  registered         -            -",
                 "b                  33.5 MB  completed          1  123 MB/s  ccat to cologne",
-                "1 of 4 packages have arrived (33.5 MB) after 1.2 s",
+                "c                  33.5 MB  archiving    50%   1  123 MB/s  cologne/archive",
+                "d                  33.5 MB  archived           1  123 MB/s  cologne/archive",
+                "1 of 6 packages are archived (33.5 MB) after 1.2 s",
             ]
         );
         let short = whole(&rows, 2, Duration::ZERO);
-        assert!(short.contains("scan-0") && !short.contains("night") && short.contains("and 2 more"), "{short}");
+        assert!(short.contains("scan-0") && !short.contains("night") && short.contains("and 4 more"), "{short}");
     }
 
     #[test]

@@ -1,0 +1,142 @@
+//! What rests is looked after: read again, repaired, and known again when the database is lost.
+
+use std::{fs, path::Path};
+
+use sqlx::{AssertSqlSafe, Row as _, SqlitePool};
+
+use super::{
+    Backend, HANG, Running, TERMS, World, assert_archived, found, has_same_bytes, make_packages, manager, resting,
+    seed, sidecars, submit, until_archived, worker,
+};
+use crate::harness::{Finished, exit, flip_bit, spawn};
+
+/// A world with so many packages in its archive, and the daemons that put them there.
+fn archived(name: &str, packages: usize) -> (World, std::path::PathBuf, Vec<String>, [Running; 2]) {
+    let world = World::new(name, Backend::Sqlite, &TERMS);
+    let root = found(&world);
+    let names = make_packages(&world, packages as u64, &mut seed(name));
+    let daemons = [manager(&world), worker(&world, "w1", &[])];
+    submit(&world, &names);
+    until_archived(&world, packages);
+    (world, root, names, daemons)
+}
+
+fn verify(world: &World, more: &[&str], code: i32) -> Finished {
+    let words = [&["verify", "--location", "cologne/archive"], more].concat();
+    spawn(&world.scene, world.command(&words)).wait(HANG).expect_code(code)
+}
+
+fn file_of(root: &Path, name: &str) -> std::path::PathBuf {
+    resting(root, &sidecars(root)[name])
+}
+
+fn make_writable(path: &Path) {
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    fs::set_permissions(path, mode).expect("make it writable");
+}
+
+#[test]
+fn a_copy_that_went_bad_is_found_and_repaired() {
+    let (world, root, names, daemons) = archived("scrub", 12);
+    let said = verify(&world, &[], 0).said();
+    assert!(said.contains("12 equal, 0 different, 0 missing"), "{said}");
+    let (spoilt, lost) = (file_of(&root, &names[0]), file_of(&root, &names[2]));
+    make_writable(&spoilt);
+    flip_bit(&spoilt, 1000);
+    fs::remove_file(&lost).expect("remove");
+    let said = verify(&world, &["--json"], exit::INTEGRITY).said();
+    assert!(said.contains("\"different\":1") && said.contains("\"missing\":1"), "{said}");
+    // The manager plans the repairs, and the worker replaces both.
+    until_archived(&world, names.len());
+    world.until(
+        "both repaired",
+        &["count(*)"],
+        "FROM physical_copy WHERE verification IN ('corrupt', 'suspect')",
+        |row| row[0] == "0",
+    );
+    until_archived(&world, names.len());
+    for name in [&names[0], &names[2]] {
+        assert!(has_same_bytes(&world.origin().join(name), &file_of(&root, name)), "{name}");
+    }
+    assert_archived(&world, &root, &names);
+    verify(&world, &["--limit", "5", "--rate-limit", "1G"], 0);
+    drop(daemons);
+}
+
+#[test]
+fn a_look_that_misses_much_stops_and_asks() {
+    let (world, root, names, daemons) = archived("missing", 8);
+    drop(daemons);
+    for name in &names[2..5] {
+        let at = file_of(&root, name);
+        fs::rename(&at, at.with_extension("away")).expect("put it away");
+    }
+    let stopped = verify(&world, &[], exit::DESTINATION);
+    assert!(stopped.stderr.contains("--yes"), "{}", stopped.stderr);
+    let said = verify(&world, &["--yes"], exit::DESTINATION).said();
+    assert!(said.contains("missing"), "{said}");
+}
+
+/// Rows of a database file.
+fn rows(world: &World, file: &str, text: &str) -> Vec<Vec<String>> {
+    let url = format!("sqlite:{}", world.scene.join(file).display());
+    world.runtime.block_on(async {
+        let pool = SqlitePool::connect(&url).await.expect("open");
+        let rows = sqlx::query(AssertSqlSafe(text.to_owned())).fetch_all(&pool).await;
+        let rows = rows.unwrap_or_else(|e| panic!("{text}: {e}"));
+        pool.close().await;
+        rows.iter()
+            .map(|row| (0..row.len()).map(|n| row.get::<Option<String>, _>(n).unwrap_or_default()).collect())
+            .collect()
+    })
+}
+
+/// All that a rebuild has to bring back, by names and not by numbers.
+const RESTORED: [&str; 4] = [
+    "SELECT hex(p.relative_path), p.name, p.kind, s.short_name || '/' || l.name, CAST(p.size_bytes AS TEXT), \
+     CAST(p.file_count AS TEXT), hex(p.identity), CAST(p.priority AS TEXT), p.policy, p.state, CAST(p.created_at AS TEXT), m.metadata \
+     FROM raw_data_package p JOIN data_location l ON l.id = p.origin_location_id JOIN site s ON s.id = l.site_id \
+     LEFT JOIN raw_data_package_metadata m ON m.package_id = p.id ORDER BY 1",
+    "SELECT hex(p.relative_path), d.algorithm, hex(d.digest) FROM package_digest d \
+     JOIN raw_data_package p ON p.id = d.package_id ORDER BY 1, 2",
+    "SELECT hex(p.relative_path), hex(c.path), CAST(c.size_bytes AS TEXT), c.status, c.verification FROM physical_copy c \
+     JOIN raw_data_package p ON p.id = c.package_id JOIN data_location l ON l.id = c.location_id \
+     WHERE l.name = 'archive' ORDER BY 1",
+    "SELECT hex(p.relative_path), v.algorithm, hex(v.expected_digest), hex(v.found_digest), CAST(v.found_size_bytes AS TEXT), \
+     v.method, v.medium, CAST(v.cached AS TEXT), v.read_how, v.host, v.version, CAST(v.started_at AS TEXT), \
+     CAST(v.ended_at AS TEXT) FROM verification_record v JOIN raw_data_package p ON p.id = v.package_id \
+     JOIN data_location l ON l.id = v.location_id WHERE l.name = 'archive' ORDER BY 1",
+];
+
+#[test]
+fn a_lost_database_is_rebuilt_from_sidecars_alone() {
+    let packages = usize::try_from(crate::harness::count("packages", 500)).expect("a number");
+    let (world, root, names, daemons) = archived("rebuild", packages);
+    drop(daemons);
+    let before = RESTORED.map(|text| rows(&world, "control.db", text));
+    assert!(before.iter().all(|rows| rows.len() == names.len()), "{}", before[3].len());
+    let other = format!("sqlite:{}", world.scene.join("other.db").display());
+    let say = |words: &[&str], code: i32| {
+        let mut command = world.command(words);
+        command.env("CCAT_XFER_DATABASE_URL", &other);
+        spawn(&world.scene, command).wait(HANG).expect_code(code)
+    };
+    say(&["topology", "apply", "topology.toml"], 0);
+    let rebuild = ["db", "rebuild", "--from", "cologne/archive"];
+    let said = say(&rebuild, 0).said();
+    assert!(said.contains(&format!("{packages} sidecars")) && said.contains("0 were refused"), "{said}");
+    for (before, text) in before.iter().zip(RESTORED) {
+        assert_eq!(rows(&world, "other.db", text), *before, "{text}");
+    }
+    let said = say(&rebuild, 0).said();
+    assert!(said.contains("0 packages, 0 copies and 0 records are new"), "{said}");
+    // A torn one is told of, and costs nothing else.
+    let torn = fs::read_dir(file_of(&root, &names[0]).parent().expect("a folder")).expect("list");
+    let torn = torn.map(|e| e.expect("an entry").path()).find(|p| p.extension().is_some_and(|end| end == "json"));
+    let torn = torn.expect("a sidecar");
+    let bytes = fs::read(&torn).expect("read");
+    make_writable(&torn);
+    fs::write(&torn, &bytes[..bytes.len() / 2]).expect("tear it");
+    let said = say(&rebuild, exit::PARTIAL);
+    assert!(said.stderr.contains("torn"), "{}", said.stderr);
+}
