@@ -72,7 +72,8 @@ enum Told {
     Left,
 }
 
-/// First one hint of each queue, then a second one of each: a queue with many hints does not hold up the others.
+/// First one hint of each queue, then a second one of each: a queue with many hints does not hold up the others. Behind the
+/// first [`TELL`] of a queue there is none: whoever hears of one looks until nothing is left.
 fn in_turns(hints: &[Hint]) -> Vec<&Hint> {
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
     let mut ordered: Vec<_> = hints
@@ -83,6 +84,7 @@ fn in_turns(hints: &[Hint]) -> Vec<&Hint> {
             (*place, hint)
         })
         .collect();
+    ordered.retain(|(place, _)| *place <= TELL);
     ordered.sort_by_key(|(place, _)| *place);
     ordered.into_iter().map(|(_, hint)| hint).collect()
 }
@@ -128,6 +130,7 @@ impl Relay {
         let mut answers = stream::iter(publishing).buffer_unordered(AT_ONCE);
         let full = hints.len() >= usize::try_from(BATCH).unwrap_or(usize::MAX);
         let (mut sent, mut trouble) = (0u64, None);
+        let mut told_queues = BTreeSet::new();
         while let Ok(Some((id, told))) = tokio::time::timeout_at(until, answers.next()).await {
             let queue = state.lock().unwrap_or_else(PoisonError::into_inner).begun.remove(&id);
             match told {
@@ -136,6 +139,7 @@ impl Relay {
                     sent += 1;
                     if let Some(queue) = queue {
                         self.memory().silent.remove(&queue);
+                        told_queues.insert(queue);
                     }
                 }
                 Told::Failed(error) => {
@@ -153,6 +157,10 @@ impl Relay {
             }
         }
         drop(answers);
+        let tried: BTreeSet<_> = in_turns(&hints).into_iter().map(|hint| hint.id).collect();
+        for hint in hints.iter().filter(|h| !tried.contains(&h.id) && told_queues.contains(&h.queue.to_string())) {
+            batch.mark_sent(hint.id);
+        }
         let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
         self.memory().away = (state.is_away && sent == 0).then(|| Instant::now() + AWAY);
         // What was not begun stays as it was.
@@ -266,6 +274,8 @@ pub(super) async fn drop_unread(store: &Store, age: Duration) -> Result<Turn, St
 
 /// Hints in one transaction.
 const BATCH: u32 = 200;
+/// Of these at most so many of one queue are published; the others say the same.
+const TELL: usize = 8;
 /// Of these under way to the broker at once.
 const AT_ONCE: usize = 64;
 /// Old hints that go in one turn.
@@ -408,7 +418,7 @@ mod tests {
         relay.turn(&store, keep).await.unwrap();
         let asked = broker.asked.load(Ordering::SeqCst);
         assert!((1..=AT_ONCE).contains(&asked), "{asked}");
-        assert_eq!(broker.taken.load(Ordering::SeqCst), 20, "the others go");
+        assert_eq!(broker.taken.load(Ordering::SeqCst), TELL, "the others go, as many as say something new");
         relay.turn(&store, keep).await.unwrap();
         assert_eq!(broker.asked.load(Ordering::SeqCst), asked, "it is left alone");
         assert_eq!(store.unsent(500).await.unwrap().hints().len(), 150, "and its hints wait");

@@ -93,8 +93,8 @@ impl Daemon {
                 };
                 let Some(rest) = rest else { continue };
                 let failing = delays.failures() > 0;
-                // Where something happens all the time, at least as much time is left to others as a turn takes.
-                let least = self.least.max(began.elapsed().min(LONGEST_PAUSE)).min(rest);
+                // Where something happens all the time, some of it is left to others.
+                let least = self.least.max((began.elapsed() / REST).min(LONGEST_PAUSE)).min(rest);
                 tokio::select! {
                     () = tokio::time::sleep(least) => {}
                     () = self.gate.draining() => {}
@@ -132,6 +132,8 @@ fn tell(pulse: &Heartbeat, found: Turn) {
 
 /// Between looks at a database that is away.
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), limit: Duration::from_secs(5) };
+/// A busy loop rests for this part of the time that its last turn took.
+const REST: u32 = 4;
 /// Most that a busy loop rests because of its own length.
 const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// After a transaction that met another one, and after an offer; then twice as long each time.

@@ -1,21 +1,26 @@
-//! `claim_next`: the best row that may run now becomes this worker's.
+//! `claim_next`: the best row that may run now becomes this worker's, and with it, if there is room for more, those that
+//! stand behind it on the same way.
 //!
 //! Rows that wait are found without walking over them. The claim index is sorted by way (queue, route, origin,
 //! destination) and then by priority and age, so that the first row of each way is the only candidate on it; the search
 //! leaps from way to way. What forbids a row (pause, breaker, limits, a location that is not active) is a property of
 //! its way, and so a million rows of a paused route cost as much as one.
 //!
+//! A way without limits gives as many rows as the worker has room for: one round of statements and one commit for all of
+//! them. Where a limit, a rate or a breaker counts what runs, one row is taken at a time.
+//!
 //! On SQLite one claim runs at a time. On PostgreSQL several do: they skip each other's rows, and where a number must
 //! not be exceeded (limits, one look of a breaker) the claim looks again under a lock that all others take too.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use serde::Serialize;
 
 use super::{
-    LeaseClock, Store, StoreError, limits,
+    Backend, LeaseClock, Store, StoreError, limits,
+    many::{list, with_ids},
     sql::{Row, Tx, Value, args},
-    work::{Kind, WorkRow},
+    work::{EndedFence, Kind, WorkRow},
     workers::{WorkerSession, micros},
 };
 use crate::model::{
@@ -167,9 +172,27 @@ pub struct Member {
     pub registered_at: Timestamp,
 }
 
-/// What a look at one row said.
+/// A queue that a worker claims from, and how much more of it may run there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenQueue {
+    /// Its name.
+    pub queue: QueueName,
+    /// At least 1.
+    pub room: u32,
+}
+
+/// A queue that a worker claims from, with its location's row.
+#[derive(Clone, Copy, Debug)]
+struct Known<'a> {
+    name: &'a QueueName,
+    location: LocationId,
+    room: u32,
+}
+
+/// What one look said.
 enum Try {
-    Claimed(Box<Claim>),
+    /// Never empty.
+    Claimed(Vec<Claim>),
     Nothing,
     /// Another claim was faster at something.
     Again,
@@ -190,29 +213,59 @@ impl Store {
         lease: Duration,
         clock: &LeaseClock,
     ) -> Result<Option<Claim>, StoreError> {
+        let queues: Vec<_> = queues.iter().map(|queue| OpenQueue { queue: queue.clone(), room: 1 }).collect();
+        Ok(self.claim_some(session, &queues, lease, clock).await?.pop())
+    }
+
+    /// The same for as many rows as there is room for. The first one is that of [`Store::claim_next`]; with it come those
+    /// of its priority that stand behind it on the same way, if nothing limits that way.
+    ///
+    /// # Errors
+    /// As [`Store::claim_next`].
+    pub async fn claim_some(
+        &self,
+        session: &WorkerSession,
+        queues: &[OpenQueue],
+        lease: Duration,
+        clock: &LeaseClock,
+    ) -> Result<Vec<Claim>, StoreError> {
         let known = queues
             .iter()
-            .map(|queue| {
-                let known = session.queues.iter().find(|(name, _)| name == queue);
-                known
-                    .map(|(name, location)| (name, *location))
-                    .ok_or_else(|| StoreError::NotFound { what: "queue of this worker named", name: queue.to_string() })
+            .map(|open| {
+                let known = session.queues.iter().find(|(name, _)| *name == open.queue);
+                known.map(|(name, location)| Known { name, location: *location, room: open.room }).ok_or_else(|| {
+                    StoreError::NotFound { what: "queue of this worker named", name: open.queue.to_string() }
+                })
             })
             .collect::<Result<Vec<_>, _>>()?;
+        if self.backend() == Backend::Sqlite && !self.has_candidate(&known).await? {
+            return Ok(Vec::new());
+        }
         for _ in 0..TRIES {
             match self.try_claim(session, &known, lease, clock).await? {
-                Try::Claimed(claim) => return Ok(Some(*claim)),
-                Try::Nothing => return Ok(None),
+                Try::Claimed(claims) => return Ok(claims),
+                Try::Nothing => return Ok(Vec::new()),
                 Try::Again => {}
             }
         }
-        Ok(None)
+        Ok(Vec::new())
+    }
+
+    /// Whether there is something to claim: most looks find nothing, and a reader waits for no writer.
+    async fn has_candidate(&self, queues: &[Known<'_>]) -> Result<bool, StoreError> {
+        let mut tx = self.read().await?;
+        for kind in Kind::ALL {
+            if candidate(&mut tx, kind, &places(queues, kind)).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn try_claim(
         &self,
         session: &WorkerSession,
-        queues: &[(&QueueName, LocationId)],
+        queues: &[Known<'_>],
         lease: Duration,
         clock: &LeaseClock,
     ) -> Result<Try, StoreError> {
@@ -231,72 +284,82 @@ impl Store {
     }
 }
 
+/// The locations of those queues that hold work of a kind.
+fn places(queues: &[Known<'_>], kind: Kind) -> Vec<LocationId> {
+    queues.iter().filter(|q| q.name.operation() == kind.operation()).map(|q| q.location).collect()
+}
+
 /// One look, within a transaction that is committed only if something was claimed.
 async fn look_and_claim(
     tx: &mut Tx,
     session: &WorkerSession,
-    queues: &[(&QueueName, LocationId)],
+    queues: &[Known<'_>],
     lease: Duration,
     clock: &LeaseClock,
 ) -> Result<Try, StoreError> {
-    let (open, limited) = limits::open_queues(tx, queues).await?;
-    let mut best: Option<(Terms, WorkRow)> = None;
+    let rates = limits::read(tx).await?;
+    let open: Vec<_> = queues.iter().filter(|q| rates.allows(q.name)).copied().collect();
+    let mut best: Option<Terms> = None;
     for kind in Kind::ALL {
-        let places: Vec<LocationId> = open
-            .iter()
-            .filter(|(name, _)| name.operation() == kind.operation())
-            .map(|(_, location)| *location)
-            .collect();
-        let Some(id) = candidate(tx, kind, &places).await? else { continue };
-        let work = kind.work(id);
-        let (Some(terms), Some(row)) = (Terms::of(tx, work).await?, WorkRow::lock(tx, work).await?) else {
-            return Ok(Try::Again);
-        };
-        if best.as_ref().is_none_or(|(_, other)| row.priority > other.priority) {
-            best = Some((terms, row));
+        let Some(id) = candidate(tx, kind, &places(&open, kind)).await? else { continue };
+        let Some(terms) = Terms::of(tx, kind.work(id)).await? else { return Ok(Try::Again) };
+        if best.as_ref().is_none_or(|other| terms.priority > other.priority) {
+            best = Some(terms);
         }
     }
-    let Some((terms, row)) = best else { return Ok(Try::Nothing) };
-    if session.holds(row.work) {
-        // Its renewal brings it back; what stands behind it is looked at then.
-        return Ok(Try::Nothing);
-    }
-    let queue = open.iter().find(|(name, location)| {
-        *location == row.queue && Kind::of_operation(name.operation()) == Some(Kind::of(row.work))
-    });
-    let Some((queue, _)) = queue else { return Ok(Try::Again) };
-    if !terms.still_open(tx, &row).await? || (limited && !limits::take_start(tx, queue).await?) {
+    let Some(terms) = best else { return Ok(Try::Nothing) };
+    let kind = Kind::of(terms.work);
+    let queue = open.iter().find(|q| q.location == terms.queue && q.name.operation() == kind.operation());
+    let Some(queue) = queue else { return Ok(Try::Again) };
+    let limited = !rates.is_empty() || terms.is_limited();
+    let mut rows = terms.lock_way(tx, if limited { 1 } else { queue.room }).await?;
+    if rows.is_empty() {
         return Ok(Try::Again);
     }
-    if row.fence.number() > 0 && row.ended.is_none() {
-        row.end_lost(tx, "lost_worker", "the lease ran out, and the work was claimed anew").await?;
+    // Their renewal brings them back; what stands behind them is looked at then.
+    rows.retain(|row| !session.holds(row.work));
+    let Some(first) = rows.first() else { return Ok(Try::Nothing) };
+    if limited
+        && (!terms.still_open(tx, first).await? || (!rates.is_empty() && !limits::take_start(tx, queue.name).await?))
+    {
+        return Ok(Try::Again);
+    }
+    for row in &mut rows {
+        if row.fence.number() > 0 {
+            row.ended = EndedFence::of(tx, row.work, row.fence).await?;
+            if row.ended.is_none() {
+                row.end_lost(tx, "lost_worker", "the lease ran out, and the work was claimed anew").await?;
+            }
+        }
     }
     let text = format!(
-        "UPDATE {} SET status = 'in_progress', fence = fence + 1, attempt = attempt + 1, owner = $3, \
-             claimed_by = $4, claimed_at = now_us(), lease_until = coalesce($5, now_us()) + $6, lease_boot = $7, lease_us = $6, \
-             updated_at = now_us(), changed_by = $4, change_reason = 'claimed' \
-             WHERE id = $1 AND fence = $2 AND status = 'scheduled' AND EXISTS (SELECT 1 FROM worker w \
-             WHERE w.id = $3 AND w.boot_nonce = $8 AND w.state = 'active') RETURNING fence, attempt, claimed_at",
-        Kind::of(row.work).table()
+        "UPDATE {} SET status = 'in_progress', fence = fence + 1, attempt = attempt + 1, owner = $1, \
+             claimed_by = $2, claimed_at = now_us(), lease_until = coalesce($3, now_us()) + $4, lease_boot = $5, lease_us = $4, \
+             updated_at = now_us(), changed_by = $2, change_reason = 'claimed' \
+             WHERE id IN ({}) AND status = 'scheduled' AND EXISTS (SELECT 1 FROM worker w \
+             WHERE w.id = $1 AND w.boot_nonce = $6 AND w.state = 'active') RETURNING id, fence, attempt, claimed_at",
+        kind.table(),
+        list(7, rows.len())
     );
-    let args = args![
-        row.work.number(),
-        row.fence,
-        session.id,
-        &session.name,
-        clock.now_us,
-        micros(lease),
-        &clock.boot,
-        &session.boot_nonce
-    ];
-    let Some(claimed) = tx.row(text, args).await? else {
+    let args = args![session.id, &session.name, clock.now_us, micros(lease), &clock.boot, &session.boot_nonce];
+    let mut claimed = BTreeMap::new();
+    for row in tx.rows(text, &with_ids(args, rows.iter().map(|row| row.work.number()))).await? {
+        claimed.insert(row.int("id")?, row);
+    }
+    if claimed.is_empty() {
         let mine = tx
             .row("SELECT state FROM worker WHERE id = $1 AND boot_nonce = $2", args![session.id, &session.boot_nonce])
             .await?;
         return if mine.is_some() { Ok(Try::Nothing) } else { Err(session.replaced()) };
-    };
-    let claim = terms.claim(tx, &row, &claimed).await?;
-    Ok(Try::Claimed(Box::new(claim)))
+    }
+    let mut members = members(tx, &terms, &rows).await?;
+    let mut claims = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let number = row.work.number();
+        let Some(claimed) = claimed.get(&number) else { continue };
+        claims.push(terms.claim(row, claimed, members.remove(&number).unwrap_or_default())?);
+    }
+    Ok(Try::Claimed(claims))
 }
 
 /// The best row of these queues that may run now. On PostgreSQL it is locked, and rows that others hold are skipped.
@@ -395,17 +458,18 @@ pub(super) fn breaker_lets_through() -> String {
     )
 }
 
-/// What the rows around a piece of work say.
+/// What the rows around a piece of work say: the same for all of its way.
 struct Terms {
+    work: Work,
+    priority: i64,
+    queue: LocationId,
     origin: Place,
     destination: Place,
     /// `max_concurrent` of origin, destination and route.
     most: [Option<i64>; 3],
     route: Option<RouteTerms>,
     breaker: BreakerState,
-    hop: Option<u64>,
-    bundle: Option<i64>,
-    package: Option<i64>,
+    /// Without what differs from row to row.
     archive: Option<ArchiveTerms>,
 }
 
@@ -422,17 +486,15 @@ impl Terms {
         };
         let (own, join) = match work {
             Work::Transfer(_) => (
-                ", t.hop, t.data_transfer_package_id AS bundle, r.id AS route_id, r.name AS route, r.method, \
-                 r.transport, r.rate_limit_bytes_per_s AS route_rate, r.streams, r.max_concurrent AS route_most, \
+                ", r.id AS route_id, r.name AS route, r.method, r.transport, \
+                 r.rate_limit_bytes_per_s AS route_rate, r.streams, r.max_concurrent AS route_most, \
                  r.breaker_state",
                 ROUTE_OPEN,
             ),
-            Work::Archive(_) => {
-                (", t.package_id, t.repair > 0 AS is_repair, d.cached_read_back_counts, d.on_tape_readback", "")
-            }
+            Work::Archive(_) => (", d.cached_read_back_counts, d.on_tape_readback", ""),
         };
         let text = format!(
-            "SELECT {}, {}{own} FROM {} t {join} JOIN data_location o ON o.id = t.origin_location_id \
+            "SELECT t.priority, t.queue_location_id, {}, {}{own} FROM {} t {join} JOIN data_location o ON o.id = t.origin_location_id \
              JOIN data_location d ON d.id = t.destination_location_id JOIN site s ON s.id = o.site_id \
              JOIN site e ON e.id = d.site_id LEFT JOIN peer op ON op.id = o.peer_id \
              LEFT JOIN peer dp ON dp.id = d.peer_id WHERE t.id = $1",
@@ -442,22 +504,20 @@ impl Terms {
         );
         let Some(row) = tx.row(text, args![work.number()]).await? else { return Ok(None) };
         let mut terms = Self {
+            work,
+            priority: row.int("priority")?,
+            queue: LocationId::new(row.int("queue_location_id")?),
             origin: Place::read(&row, "o")?,
             destination: Place::read(&row, "d")?,
             most: [row.opt_int("o_most")?, row.opt_int("d_most")?, None],
             route: None,
             breaker: BreakerState::Closed,
-            hop: None,
-            bundle: None,
-            package: None,
             archive: None,
         };
         match work {
             Work::Transfer(_) => {
                 terms.most[2] = row.opt_int("route_most")?;
                 terms.breaker = row.word("breaker_state")?;
-                terms.hop = Some(row.size("hop")?);
-                terms.bundle = Some(row.int("bundle")?);
                 terms.route = Some(RouteTerms {
                     route: RouteId::new(row.int("route_id")?),
                     name: row.text("route")?,
@@ -468,15 +528,43 @@ impl Terms {
                 });
             }
             Work::Archive(_) => {
-                terms.package = Some(row.int("package_id")?);
                 terms.archive = Some(ArchiveTerms {
-                    replace: row.flag("is_repair")?,
+                    replace: false,
                     cached_read_back_counts: row.flag("cached_read_back_counts")?,
                     on_tape_readback: row.word("on_tape_readback")?,
                 });
             }
         }
         Ok(Some(terms))
+    }
+
+    /// Whether something counts what runs on this way.
+    fn is_limited(&self) -> bool {
+        self.most.iter().any(Option::is_some) || self.breaker != BreakerState::Closed
+    }
+
+    /// The first rows of this way and priority, locked until the end of the transaction on PostgreSQL, where rows that
+    /// others hold are skipped.
+    async fn lock_way(&self, tx: &mut Tx, most: u32) -> Result<Vec<WorkRow>, StoreError> {
+        let kind = Kind::of(self.work);
+        let mut args = args![self.queue, self.priority, most, self.origin.location].to_vec();
+        // Ordered as the claim index is, though most of it is the same in all: PostgreSQL would else take another one.
+        let (way, order) = match &self.route {
+            Some(route) => {
+                args.extend_from_slice(args![self.destination.location, route.route]);
+                (
+                    "t.origin_location_id = $4 AND t.destination_location_id = $5 AND t.route_id = $6",
+                    "t.route_id, t.origin_location_id, t.destination_location_id",
+                )
+            }
+            None => ("t.origin_location_id = $4", "t.origin_location_id"),
+        };
+        let condition = format!(
+            "{} WHERE t.status = 'scheduled' AND t.queue_location_id = $1 AND {way} AND t.priority = $2 \
+             ORDER BY {order}, t.priority DESC, t.id LIMIT $3",
+            kind.claim_index(matches!(tx, Tx::Sqlite(_)))
+        );
+        WorkRow::lock_some(tx, kind, &condition, &args, " SKIP LOCKED").await
     }
 
     /// Whether the row may still be begun: limits are counted anew under locks, and the one look of a breaker is
@@ -526,8 +614,7 @@ impl Terms {
         Ok(tx.execute(text, args).await? == 1)
     }
 
-    async fn claim(self, tx: &mut Tx, row: &WorkRow, claimed: &Row) -> Result<Claim, StoreError> {
-        let members = members(tx, row, self.bundle, self.package).await?;
+    fn claim(&self, row: &WorkRow, claimed: &Row, members: Vec<Member>) -> Result<Claim, StoreError> {
         let side = if row.queue == row.origin { Dialer::Origin } else { Dialer::Destination };
         let size = |name: &'static str, value: i64| {
             u64::try_from(value).map_err(|_| StoreError::Corrupt(format!("{name} is {value}")))
@@ -539,15 +626,15 @@ impl Terms {
             retry_count: row.retry_count.into(),
             priority: size("priority", row.priority)?,
             claimed_at: claimed.time("claimed_at")?,
-            origin: self.origin,
-            destination: self.destination,
+            origin: self.origin.clone(),
+            destination: self.destination.clone(),
             side,
-            route: self.route,
-            hop: self.hop,
+            route: self.route.clone(),
+            hop: row.hop.map(|hop| size("hop", hop)).transpose()?,
             members,
             bytes_total: size("bytes_total", row.bytes_total)?,
             bytes_done: size("bytes_done", row.bytes_done)?,
-            archive: self.archive,
+            archive: self.archive.map(|terms| ArchiveTerms { replace: row.is_repair, ..terms }),
         })
     }
 }
@@ -581,30 +668,28 @@ fn opt_size(row: &Row, name: &str) -> Result<Option<u64>, StoreError> {
     row.opt_int(name)?.map(|v| u64::try_from(v).map_err(|_| StoreError::Corrupt(format!("{name} is {v}")))).transpose()
 }
 
-async fn members(
-    tx: &mut Tx,
-    row: &WorkRow,
-    bundle: Option<i64>,
-    package: Option<i64>,
-) -> Result<Vec<Member>, StoreError> {
-    let (which, number) = match bundle {
-        Some(bundle) => (
-            "transfer_request r JOIN raw_data_package p ON p.id = r.package_id WHERE r.data_transfer_package_id = $1",
-            bundle,
-        ),
-        None => ("raw_data_package p WHERE p.id = $1", package.unwrap_or_default()),
+/// What belongs to each of these rows of one way.
+async fn members(tx: &mut Tx, terms: &Terms, rows: &[WorkRow]) -> Result<BTreeMap<i64, Vec<Member>>, StoreError> {
+    let what = match Kind::of(terms.work) {
+        Kind::Transfer => {
+            "data_transfer t JOIN transfer_request r ON r.data_transfer_package_id = t.data_transfer_package_id \
+             JOIN raw_data_package p ON p.id = r.package_id"
+        }
+        Kind::Archive => "long_term_archive_transfer t JOIN raw_data_package p ON p.id = t.package_id",
     };
-    let (from, condition) = which.split_once(" WHERE ").unwrap_or((which, ""));
     // One row for each digest, so that one question is enough.
     let text = format!(
-        "SELECT p.id, p.name, p.kind, p.relative_path, p.size_bytes, p.file_count, p.created_at, \
-         coalesce(c.path, p.relative_path) AS source_path, g.algorithm, g.digest FROM {from} \
-         LEFT JOIN physical_copy c ON c.package_id = p.id AND c.location_id = $2 \
-         LEFT JOIN package_digest g ON g.package_id = p.id WHERE {condition} ORDER BY p.id, g.algorithm"
+        "SELECT t.id AS work, p.id, p.name, p.kind, p.relative_path, p.size_bytes, p.file_count, p.created_at, \
+         coalesce(c.path, p.relative_path) AS source_path, g.algorithm, g.digest FROM {what} \
+         LEFT JOIN physical_copy c ON c.package_id = p.id AND c.location_id = $1 \
+         LEFT JOIN package_digest g ON g.package_id = p.id WHERE t.id IN ({}) ORDER BY t.id, p.id, g.algorithm",
+        list(2, rows.len())
     );
-    let mut members: Vec<Member> = Vec::new();
-    for row in tx.rows(text, args![number, row.origin]).await? {
+    let mut all: BTreeMap<i64, Vec<Member>> = BTreeMap::new();
+    let args = with_ids(args![terms.origin.location], rows.iter().map(|row| row.work.number()));
+    for row in tx.rows(text, &args).await? {
         let package = PackageId::new(row.int("id")?);
+        let members = all.entry(row.int("work")?).or_default();
         if members.last().is_none_or(|last| last.package != package) {
             members.push(Member {
                 package,
@@ -623,7 +708,7 @@ async fn members(
             member.digests.push(PackageDigest { algorithm: row.word::<Algorithm>("algorithm")?, value });
         }
     }
-    Ok(members)
+    Ok(all)
 }
 
 #[cfg(test)]

@@ -4,14 +4,20 @@
 //! One package that cannot be moved decides for the transfer of its bundle: it fails. What the attempt verified of the other
 //! packages is written all the same, and their copies are there.
 //!
+//! Outcomes that say that everything arrived are written many at once, in as many statements as one needs. Whatever else an
+//! outcome says is rare, and is written alone.
+//!
 //! An outcome may come late (it was spooled while the database was away) and twice (a commit's answer was lost). It
 //! counts as long as nobody has claimed the work since; its second copy meets its own `attempt` row.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use super::{
     Store, StoreError, fault,
-    many::list,
+    many::{list, with_ids},
     scrub::ReadingRules,
     sql::{Tx, Value, args},
     wakeups::Wakeup,
@@ -66,42 +72,24 @@ impl Store {
         let Some(row) = WorkRow::lock(&mut tx, outcome.work).await? else {
             return Err(StoreError::NotFound { what: "work", name: outcome.work.to_string() });
         };
-        let stale = || {
-            self.count_stale();
-            StoreError::Stale { work: outcome.work, fence: outcome.fence }
-        };
         let before = match &row.ended {
             known if row.fence == outcome.fence => known.clone(),
             _ => EndedFence::of(&mut tx, outcome.work, outcome.fence).await?,
         };
-        if let Some(before) = before
-            && !fault::fence_is_ignored()
-        {
-            let this = EndedFence {
-                outcome: word(&outcome.ending).to_owned(),
-                at: ended_at(outcome),
-                worker: outcome.worker.clone(),
-            };
-            return if before == this { Ok(Recorded::Before) } else { Err(stale()) };
-        }
-        // A database that was restored gives a fence again, to somebody else or to the same worker at another time; so
-        // does another database whose workers have the same spool.
-        let is_his = row.claimed_by.as_ref().is_none_or(|name| *name == outcome.worker)
-            && row.claimed_at.is_none_or(|at| at == outcome.started_at.micros());
-        if (row.fence != outcome.fence || !is_his || row.status.is_over()) && !fault::fence_is_ignored() {
-            return Err(stale());
+        match judge(&row, outcome, before.as_ref()) {
+            Judged::Counts => {}
+            Judged::Before => return Ok(Recorded::Before),
+            Judged::Stale => return Err(self.stale(outcome)),
         }
         let now = row.read_at;
         let next = decide(&mut tx, &row, outcome, now, random, self.retry_percent).await?;
-        for some in outcome.evidence.chunks(RECORDS_AT_ONCE) {
-            record(&mut tx, &row, outcome, some).await?;
-        }
+        record(&mut tx, &[(&row, outcome)]).await?;
         if let Ending::Failed { class, .. } = &outcome.ending
             && class.policy().end == End::SourceSuspect
         {
             suspect_source(&mut tx, &row, outcome, *class).await?;
         }
-        write_attempt(&mut tx, &row, outcome).await?;
+        write_attempts(&mut tx, &[(&row, outcome)]).await?;
         move_row(&mut tx, &row, outcome, &next).await?;
         let mut woken = next.status == Status::Pending;
         if let Some(route) = row.route {
@@ -114,6 +102,102 @@ impl Store {
             self.wake(Wakeup::Outbox);
         }
         Ok(Recorded::Now { status: next.status, next_attempt_at: next.next_attempt_at })
+    }
+
+    /// [`Store::finish`] for several outcomes, of which those that completed share a transaction. One answer for each, in
+    /// order: what is wrong with one of them is the others' concern as little as if they were written one by one.
+    pub async fn finish_all(&self, outcomes: &[&AttemptOutcome], random: u32) -> Vec<Result<Recorded, StoreError>> {
+        let mut answers: Vec<Option<Result<Recorded, StoreError>>> = outcomes.iter().map(|_| None).collect();
+        for kind in Kind::ALL {
+            let mut seen = BTreeSet::new();
+            // One row is written once in a transaction.
+            let places: Vec<_> = (0..outcomes.len())
+                .filter(|&n| Kind::of(outcomes[n].work) == kind && outcomes[n].ending == Ending::Completed)
+                .filter(|&n| seen.insert(outcomes[n].work))
+                .collect();
+            if places.len() < 2 {
+                continue;
+            }
+            let some: Vec<_> = places.iter().map(|&n| outcomes[n]).collect();
+            match self.finish_completed(kind, &some, random).await {
+                Ok(written) => {
+                    for (&n, answer) in places.iter().zip(written) {
+                        answers[n] = answer;
+                    }
+                }
+                // A database that is away is not asked for each of them.
+                Err(StoreError::Unavailable(why)) => {
+                    places.iter().for_each(|&n| answers[n] = Some(Err(StoreError::Unavailable(why.clone()))));
+                }
+                // Perhaps the fault of one of them.
+                Err(error) => tracing::debug!(%error, outcomes = some.len(), "outcomes are written one by one"),
+            }
+        }
+        let mut all = Vec::with_capacity(outcomes.len());
+        for (outcome, answer) in outcomes.iter().zip(answers) {
+            all.push(match answer {
+                Some(answer) => answer,
+                None => self.finish(outcome, random).await,
+            });
+        }
+        all
+    }
+
+    /// No answer for one whose row is not there.
+    async fn finish_completed(
+        &self,
+        kind: Kind,
+        outcomes: &[&AttemptOutcome],
+        random: u32,
+    ) -> Result<Vec<Option<Result<Recorded, StoreError>>>, StoreError> {
+        let outcomes: Vec<_> = outcomes.iter().map(|outcome| plain(outcome)).collect();
+        let mut tx = self.write().await?;
+        let mut numbers: Vec<_> = outcomes.iter().map(|outcome| outcome.work.number()).collect();
+        numbers.sort_unstable();
+        // Always in this order, so that two workers never hold what the other one wants.
+        let condition = format!("WHERE t.id IN ({}) ORDER BY t.id", list(1, numbers.len()));
+        let rows = WorkRow::lock_some(&mut tx, kind, &condition, &with_ids(&[], numbers.iter().copied()), "").await?;
+        let rows: BTreeMap<_, _> = rows.into_iter().map(|row| (row.work, row)).collect();
+        let ended = EndedFence::of_all(&mut tx, kind, &numbers).await?;
+        let mut answers = Vec::with_capacity(outcomes.len());
+        let mut counting = Vec::with_capacity(outcomes.len());
+        for outcome in &outcomes {
+            let outcome = outcome.as_ref();
+            let Some(row) = rows.get(&outcome.work) else {
+                answers.push(None);
+                continue;
+            };
+            answers.push(Some(match judge(row, outcome, ended.get(&(outcome.work, outcome.fence))) {
+                Judged::Before => Ok(Recorded::Before),
+                Judged::Stale => Err(self.stale(outcome)),
+                Judged::Counts => {
+                    let illegal = |change| StoreError::Illegal { what: row.work.to_string(), change };
+                    let status = row.status.on(Move::Complete).map_err(illegal)?;
+                    counting.push((row, outcome));
+                    Ok(Recorded::Now { status, next_attempt_at: None })
+                }
+            }));
+        }
+        if counting.is_empty() {
+            return Ok(answers);
+        }
+        record(&mut tx, &counting).await?;
+        write_attempts(&mut tx, &counting).await?;
+        complete_rows(&mut tx, kind, &counting).await?;
+        // What the first one says of a route, the others say too.
+        let routes: BTreeMap<_, _> = counting.iter().rev().filter_map(|c| Some((c.0.route?, *c))).collect();
+        for (route, (row, outcome)) in routes {
+            tell_breaker(&mut tx, route, row, outcome, row.read_at, random).await?;
+        }
+        tx.commit().await?;
+        self.wake(Wakeup::Pending);
+        self.wake(Wakeup::Outbox);
+        Ok(answers)
+    }
+
+    fn stale(&self, outcome: &AttemptOutcome) -> StoreError {
+        self.count_stale();
+        StoreError::Stale { work: outcome.work, fence: outcome.fence }
     }
 
     /// A worker that stops gives back what it holds. It is no failure, and the next worker may begin at once.
@@ -148,6 +232,35 @@ impl Store {
         // Nothing is drawn: neither a wait nor a pause follows.
         self.finish(&outcome, 0).await
     }
+}
+
+/// Whether an outcome still counts.
+enum Judged {
+    Counts,
+    /// It was written before, and this is its replay.
+    Before,
+    /// Somebody else has the work by now, or it is over.
+    Stale,
+}
+
+/// `before` is how the outcome's fence ended, if it has.
+fn judge(row: &WorkRow, outcome: &AttemptOutcome, before: Option<&EndedFence>) -> Judged {
+    if fault::fence_is_ignored() {
+        return Judged::Counts;
+    }
+    if let Some(before) = before {
+        let this = EndedFence {
+            outcome: word(&outcome.ending).to_owned(),
+            at: ended_at(outcome),
+            worker: outcome.worker.clone(),
+        };
+        return if *before == this { Judged::Before } else { Judged::Stale };
+    }
+    // A database that was restored gives a fence again, to somebody else or to the same worker at another time; so
+    // does another database whose workers have the same spool.
+    let is_his = row.claimed_by.as_ref().is_none_or(|name| *name == outcome.worker)
+        && row.claimed_at.is_none_or(|at| at == outcome.started_at.micros());
+    if row.fence == outcome.fence && is_his && !row.status.is_over() { Judged::Counts } else { Judged::Stale }
 }
 
 /// The outcome with texts that a database takes: what an error says may hold bytes of a file, and a NUL among them would
@@ -258,13 +371,33 @@ async fn failures_of(tx: &mut Tx, row: &WorkRow, class: ErrorClass) -> Result<u3
     Ok(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
-/// Records and the copies that they prove or disprove. Two statements for all of them: behind a WAN each one costs a round
-/// trip, and a bundle may hold hundreds of packages.
-async fn record(tx: &mut Tx, row: &WorkRow, outcome: &AttemptOutcome, all: &[Evidence]) -> Result<(), StoreError> {
-    let mut args = args![row.work.number(), row.fence].to_vec();
+/// Records and the copies that they prove or disprove, of outcomes of one kind. Two statements for all of them: behind a WAN
+/// each one costs a round trip, and a bundle may hold hundreds of packages.
+async fn record(tx: &mut Tx, outcomes: &[(&WorkRow, &AttemptOutcome)]) -> Result<(), StoreError> {
+    let all: Vec<_> = outcomes
+        .iter()
+        .flat_map(|&(row, outcome)| outcome.evidence.iter().map(move |evidence| Found { row, outcome, evidence }))
+        .collect();
+    for some in all.chunks(RECORDS_AT_ONCE) {
+        record_some(tx, some).await?;
+    }
+    Ok(())
+}
+
+/// What one attempt found of one package.
+#[derive(Clone, Copy)]
+struct Found<'a> {
+    row: &'a WorkRow,
+    outcome: &'a AttemptOutcome,
+    evidence: &'a Evidence,
+}
+
+async fn record_some(tx: &mut Tx, all: &[Found<'_>]) -> Result<(), StoreError> {
+    let Some(first) = all.first() else { return Ok(()) };
+    let mut args = Vec::new();
     let mut values = Vec::with_capacity(all.len());
-    for e in all {
-        values.push(format!("({}, $1, $2)", list(args.len() + 1, 17)));
+    for Found { row, evidence: e, .. } in all {
+        values.push(format!("({})", list(args.len() + 1, 19)));
         args.extend_from_slice(args![e.package, e.location, e.algorithm.as_str(), e.expected_digest, e.found_digest]);
         args.push(Value::size(e.expected_size_bytes)?);
         args.push(Value::size(e.found_size_bytes)?);
@@ -278,36 +411,44 @@ async fn record(tx: &mut Tx, row: &WorkRow, outcome: &AttemptOutcome, all: &[Evi
             &e.version,
             e.receiver_key.clone(),
             e.started_at,
-            e.ended_at.max(e.started_at)
+            e.ended_at.max(e.started_at),
+            row.work.number(),
+            row.fence
         ]);
     }
     let text = format!(
         "INSERT INTO verification_record (package_id, location_id, algorithm, expected_digest, found_digest, \
          expected_size_bytes, found_size_bytes, method, medium, cached, read_how, unread_reason, host, version, \
          receiver_key, started_at, ended_at, {}, fence) VALUES {}",
-        Kind::of(row.work).reference(),
+        Kind::of(first.row.work).reference(),
         values.join(", ")
     );
     tx.execute(text, &args).await?;
-    let rules = match row.work {
-        Work::Transfer(_) => None,
-        Work::Archive(_) => ReadingRules::of(tx, row.destination).await?,
+    let mut rules = BTreeMap::new();
+    for Found { row, .. } in all {
+        if matches!(row.work, Work::Archive(_)) && !rules.contains_key(&row.destination) {
+            rules.insert(row.destination, ReadingRules::of(tx, row.destination).await?);
+        }
+    }
+    let counts = |f: &Found<'_>| match rules.get(&f.row.destination) {
+        Some(Some(rules)) => rules.count(f.evidence),
+        _ => true,
     };
-    // One statement may not touch a copy twice.
+    // One statement may not touch a copy twice. In this order, as everybody's: two workers may write the same copies.
     let arrived: BTreeMap<_, _> = all
         .iter()
-        .filter(|e| e.is_equal() && e.location == row.destination && rules.is_none_or(|rules| rules.count(e)))
-        .map(|e| ((e.package, e.location), e))
+        .filter(|f| f.evidence.is_equal() && f.evidence.location == f.row.destination && counts(f))
+        .map(|f| ((f.evidence.package, f.evidence.location), f))
         .collect();
-    let by = &outcome.worker;
     if !arrived.is_empty() {
-        let mut args = args![by].to_vec();
+        let mut args = Vec::new();
         let mut values = Vec::with_capacity(arrived.len());
-        for e in arrived.values() {
+        for Found { row, outcome, evidence: e } in arrived.values() {
             let n = args.len();
-            values.push(format!("({}, 'present', 'verified', $1, ${})", list(n + 1, 4), n + 5));
+            values.push(format!("({}, 'present', 'verified', ${}, ${})", list(n + 1, 4), n + 5, n + 6));
             args.extend_from_slice(args![e.package, e.location, e.path.as_slice()]);
             args.push(Value::size(e.found_size_bytes)?);
+            args.push((&outcome.worker).into());
             args.push(format!("{} fence {}: {}", row.work, row.fence, e.method).into());
         }
         let text = format!(
@@ -320,11 +461,12 @@ async fn record(tx: &mut Tx, row: &WorkRow, outcome: &AttemptOutcome, all: &[Evi
         );
         tx.execute(text, &args).await?;
     }
-    for e in all {
+    for Found { row, outcome, evidence: e } in all {
         // What did not arrive whole was never made visible; only a look at what lies there speaks against a copy.
         let is_a_look = matches!(e.method, CheckMethod::ReadBack | CheckMethod::Scrub);
         if !e.is_equal() && is_a_look && e.location == row.destination {
-            doubt(tx, row, by, e.package, e.location, "corrupt", "it was read there, and differs").await?;
+            let why = "it was read there, and differs";
+            doubt(tx, row, &outcome.worker, e.package, e.location, "corrupt", why).await?;
         }
     }
     Ok(())
@@ -380,34 +522,61 @@ async fn doubt(
     Ok(())
 }
 
-async fn write_attempt(tx: &mut Tx, row: &WorkRow, outcome: &AttemptOutcome) -> Result<(), StoreError> {
-    let chain = match &outcome.ending {
-        Ending::Completed => Vec::new(),
-        Ending::Failed { chain, .. } => chain.clone(),
-        Ending::HandedBack { reason } => vec![reason.clone()],
-    };
-    let chain = serde_json::to_string(&chain).map_err(|e| StoreError::Refused(e.to_string()))?;
+/// The history of attempts of one kind.
+async fn write_attempts(tx: &mut Tx, outcomes: &[(&WorkRow, &AttemptOutcome)]) -> Result<(), StoreError> {
+    let Some((first, _)) = outcomes.first() else { return Ok(()) };
+    let mut args = Vec::new();
+    let mut values = Vec::with_capacity(outcomes.len());
+    for (row, outcome) in outcomes {
+        let chain = match &outcome.ending {
+            Ending::Completed => Vec::new(),
+            Ending::Failed { chain, .. } => chain.clone(),
+            Ending::HandedBack { reason } => vec![reason.clone()],
+        };
+        let chain = serde_json::to_string(&chain).map_err(|e| StoreError::Refused(e.to_string()))?;
+        let n = args.len();
+        values.push(format!("({}, (SELECT id FROM worker WHERE name = ${})", list(n + 1, 10), n + 4) + ")");
+        args.extend_from_slice(args![
+            row.work.number(),
+            row.fence,
+            row.attempt,
+            &outcome.worker,
+            outcome.started_at,
+            ended_at(outcome),
+            word(&outcome.ending),
+            chain
+        ]);
+        args.push(Value::size(outcome.bytes_done)?);
+        args.push((&outcome.log).into());
+    }
     let text = format!(
-        "INSERT INTO attempt ({}, fence, number, worker_id, worker_name, started_at, ended_at, outcome, error_chain, \
-         bytes_done, log) VALUES ($1, $2, $3, (SELECT id FROM worker WHERE name = $4), $4, $5, $6, $7, $8, $9, $10)",
-        Kind::of(row.work).reference()
+        "INSERT INTO attempt ({}, fence, number, worker_name, started_at, ended_at, outcome, error_chain, bytes_done, log, \
+         worker_id) VALUES {}",
+        Kind::of(first.work).reference(),
+        values.join(", ")
     );
-    let mut args = args![
-        row.work.number(),
-        row.fence,
-        row.attempt,
-        &outcome.worker,
-        outcome.started_at,
-        ended_at(outcome),
-        word(&outcome.ending),
-        chain
-    ]
-    .to_vec();
-    args.push(Value::size(outcome.bytes_done)?);
-    args.push((&outcome.log).into());
     tx.execute(text, &args).await?;
     Ok(())
 }
+
+/// Rows whose attempts delivered everything.
+async fn complete_rows(tx: &mut Tx, kind: Kind, done: &[(&WorkRow, &AttemptOutcome)]) -> Result<(), StoreError> {
+    let text = format!(
+        "UPDATE {} SET status = 'completed', losses = 0, owner = NULL, lease_until = NULL, lease_boot = NULL, \
+         bytes_done = bytes_total, error_class = NULL, error_text = NULL, finished_at = now_us(), updated_at = now_us(), \
+         changed_by = coalesce(claimed_by, changed_by), change_reason = {DELIVERED} WHERE id IN ({})",
+        kind.table(),
+        list(1, done.len())
+    );
+    let args = with_ids(&[], done.iter().map(|(row, _)| row.work.number()));
+    if tx.execute(text, &args).await? != u64::try_from(done.len()).unwrap_or(u64::MAX) {
+        return Err(StoreError::Conflict("a row that was locked is not there".into()));
+    }
+    Ok(())
+}
+
+/// Why a row is completed, as the database spells it.
+const DELIVERED: &str = "'attempt ' || CAST(attempt AS TEXT) || ' delivered everything'";
 
 async fn move_row(tx: &mut Tx, row: &WorkRow, outcome: &AttemptOutcome, next: &Next) -> Result<(), StoreError> {
     // An outcome ends what was counted against its workers, and a handed-back row keeps its last error for `explain`.

@@ -5,7 +5,7 @@ use super::{
     Store, StoreError,
     sql::{Row, Tx, args},
 };
-use crate::model::{LocationId, QueueName, StartRate, StartTokens, Timestamp};
+use crate::model::{QueueName, StartRate, StartTokens, Timestamp};
 
 /// The scope that every start counts for.
 const ALL: &str = "*";
@@ -34,20 +34,27 @@ impl Limit {
 
 const COLUMNS: &str = "SELECT scope, starts, period_us, tokens_micro, refilled_at, now_us() AS now FROM rate_limit";
 
-/// Of these queues, those in which something may start now, and whether there are limits at all.
-pub(super) async fn open_queues<'a>(
-    tx: &mut Tx,
-    queues: &[(&'a QueueName, LocationId)],
-) -> Result<(Vec<(&'a QueueName, LocationId)>, bool), StoreError> {
-    // As many rows as somebody wrote limits: few.
-    let rows = tx.rows(COLUMNS, args![]).await?;
-    let limits = rows.iter().map(Limit::read).collect::<Result<Vec<_>, _>>()?;
-    let closed = |scope: &str| limits.iter().any(|l| l.scope == scope && !l.allows());
-    if closed(ALL) {
-        return Ok((Vec::new(), true));
+/// The limits of starts, as they stand now.
+#[derive(Debug)]
+pub(super) struct Limits(Vec<Limit>);
+
+impl Limits {
+    /// Whether something may start in this queue.
+    pub(super) fn allows(&self, queue: &QueueName) -> bool {
+        let name = queue.to_string();
+        !self.0.iter().any(|l| (l.scope == ALL || l.scope == name) && !l.allows())
     }
-    let open = queues.iter().filter(|(name, _)| !closed(&name.to_string())).copied().collect();
-    Ok((open, !limits.is_empty()))
+
+    /// Whether starts are counted at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// All limits: as many rows as somebody wrote, few.
+pub(super) async fn read(tx: &mut Tx) -> Result<Limits, StoreError> {
+    let rows = tx.rows(COLUMNS, args![]).await?;
+    Ok(Limits(rows.iter().map(Limit::read).collect::<Result<_, _>>()?))
 }
 
 /// Takes one start from the queue's limit and from that of all, where there are such. `false`: somebody else took the

@@ -208,7 +208,7 @@ use self::sql::{Tx, args, in_time};
 use crate::model::Timestamp;
 
 pub use archiving::{ArchiveLimits, ArchivesPlanned};
-pub use claim::{ArchiveTerms, Claim, Member, PeerAddress, Place, RouteTerms};
+pub use claim::{ArchiveTerms, Claim, Member, OpenQueue, PeerAddress, Place, RouteTerms};
 pub use dead_letters::DeadLetter;
 pub use error::StoreError;
 pub use explain::{Explanation, LastError};

@@ -125,7 +125,7 @@ impl Store {
         let gone = tx
             .execute(
                 "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE sent_at IS NOT NULL \
-                 AND sent_at < now_us() - $1 ORDER BY sent_at LIMIT $2)",
+                 AND sent_at < (SELECT now_us() - $1) ORDER BY sent_at LIMIT $2)",
                 args![micros(age), most],
             )
             .await?;

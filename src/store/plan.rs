@@ -12,11 +12,12 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    Store, StoreError,
+    Backend, Store, StoreError,
     many::{Alias, distinct, list, locked, numbers, skip_locked, with_ids},
     network::network,
     sql::{Row, Tx, Value, args},
     wakeups::Wakeup,
+    workers::micros,
 };
 use crate::model::{
     BundleId, BundleLimits, Candidate, Cut, Destination, Errand, Hop, LocationId, Network, Obstacle, SiteId, Timestamp,
@@ -186,27 +187,33 @@ impl Store {
         actor: &str,
     ) -> Result<Placed, StoreError> {
         let most = limits.bundle.packages.max(BUNDLES_AT_ONCE) + 1;
-        // A look without a lock first: most groups that stay have nothing due.
         let nothing =
             Errand { origin: group.origin, destination: group.destination, bytes: 0, last_site: None, avoid: &[] };
         if let Err(obstacle) = network.way(&nothing) {
             self.show_obstacle(group, &obstacle, limits.look_again).await?;
             return Ok(Placed { obstacle: Some(obstacle), is_done: true, ..Placed::default() });
         }
-        let mut tx = self.read().await?;
-        let (waiting, now) = head(&mut tx, group, most, limits.look_again, "").await?;
-        drop(tx);
-        match limits.bundle.cut(&candidates(&waiting), waiting.len() >= most, now) {
-            Cut::Nobody => return Ok(Placed { is_done: true, ..Placed::default() }),
-            Cut::Wait(until) => {
-                return Ok(Placed { next_due: Some(until), is_done: true, ..Placed::default() });
+        let over = |waiting: &[Waiting], now| match limits.bundle.cut(&candidates(waiting), waiting.len() >= most, now)
+        {
+            Cut::Nobody => Some(Placed { is_done: true, ..Placed::default() }),
+            Cut::Wait(until) => Some(Placed { next_due: Some(until), is_done: true, ..Placed::default() }),
+            Cut::Take(_) => None,
+        };
+        // On SQLite a reader looks first, who waits for no writer. On PostgreSQL the same look costs a writer nothing more.
+        if self.backend() == Backend::Sqlite {
+            let mut tx = self.read().await?;
+            let (waiting, now) = head(&mut tx, group, most, limits.look_again, "").await?;
+            if let Some(placed) = over(&waiting, now) {
+                return Ok(placed);
             }
-            Cut::Take(_) => {}
         }
-
         let mut tx = self.write().await?;
         let lock = skip_locked(&tx, Alias::Request);
         let (waiting, now) = head(&mut tx, group, most, limits.look_again, lock).await?;
+        if let Some(placed) = over(&waiting, now) {
+            tx.rollback().await?;
+            return Ok(placed);
+        }
         let is_whole = waiting.len() < most;
         let mut rest = waiting;
         let mut placed = Placed::default();
@@ -281,8 +288,8 @@ fn candidates(waiting: &[Waiting]) -> Vec<Candidate> {
     waiting.iter().map(|w| Candidate { bytes: w.bytes, since: w.since }).collect()
 }
 
-/// The requests of a group that are due, the oldest first, and the time. Nobody is put off for longer than `look_again`:
-/// what seems to be was written by a clock that was set back since.
+/// The requests of a group that are due, the oldest first, and the time of the look. Nobody is put off for longer than
+/// `look_again`: what seems to be was written by a clock that was set back since.
 async fn head(
     tx: &mut Tx,
     group: &Group,
@@ -290,22 +297,22 @@ async fn head(
     look_again: Duration,
     lock: &'static str,
 ) -> Result<(Vec<Waiting>, Timestamp), StoreError> {
-    let now = time(tx).await?;
-    let mut waiting = Vec::new();
-    for (range, end) in [("<=", now), (">", now.after(look_again))] {
-        let text = format!(
-            "SELECT r.id, r.package_id, r.requested_at, r.obstacle, p.size_bytes
+    // Two ranges of the index, and not one OR, which would walk over all that waits.
+    let range = |range: &str| {
+        format!(
+            "SELECT * FROM (SELECT r.id, r.package_id, r.requested_at, r.obstacle, p.size_bytes, now_us() AS now
             FROM transfer_request r JOIN raw_data_package p ON p.id = r.package_id
-            WHERE r.planning_group = $1 AND r.not_before {range} $2
+            WHERE r.planning_group = $1 AND r.not_before {range}
                 AND r.data_transfer_package_id IS NULL AND NOT r.withdrawn
-            ORDER BY r.not_before, r.id LIMIT $3{lock}"
-        );
-        let left = i64::try_from(most.saturating_sub(waiting.len())).unwrap_or(i64::MAX);
-        for row in tx.rows(text, args![group.key.as_str(), end, left]).await? {
-            waiting.push(Waiting::read(&row)?);
-        }
-    }
-    Ok((waiting, now))
+            ORDER BY r.not_before, r.id LIMIT $2{lock}) AS x"
+        )
+    };
+    let text = format!("{} UNION ALL {} LIMIT $2", range("<= (SELECT now_us())"), range("> (SELECT now_us() + $3)"));
+    let args = args![group.key.as_str(), i64::try_from(most).unwrap_or(i64::MAX), micros(look_again)];
+    let rows = tx.rows(text, args).await?;
+    // Without a row the time makes no difference.
+    let now = rows.first().map_or(Ok(Timestamp::from_micros(0)), |row| row.time("now"))?;
+    Ok((rows.iter().map(Waiting::read).collect::<Result<_, _>>()?, now))
 }
 
 /// The database's time, within a transaction.
@@ -446,10 +453,11 @@ async fn write_bundles(tx: &mut Tx, group: &Group, bundles: &[Bundle], actor: &s
         chains.push((chain, bundle.hops.as_slice()));
     }
     let values: Vec<_> = (0..pairs.len()).map(|n| format!("(${}, ${})", 1 + 2 * n, 2 + 2 * n)).collect();
+    // Not in the words of the index of what is unplanned: these are found by their ids.
     let text = format!(
         "WITH v (request, bundle) AS (VALUES {})
         UPDATE transfer_request SET data_transfer_package_id = v.bundle, planned_at = now_us(), obstacle = NULL
-        FROM v WHERE id = v.request AND {UNPLANNED}",
+        FROM v WHERE id = v.request AND coalesce(data_transfer_package_id, 0) = 0 AND NOT withdrawn",
         values.join(", ")
     );
     let args: Vec<Value> =

@@ -71,6 +71,11 @@ fn options(url: &str) -> Result<PgConnectOptions, StoreError> {
     Ok(options.application_name("ccat-xfer").options([
         // Every statement is meant to walk an index. A young table has no statistics, and would be read whole.
         ("enable_seqscan", "off"),
+        // Nor is any meant to join or gather more rows than it was asked for.
+        ("enable_hashjoin", "off"),
+        ("enable_mergejoin", "off"),
+        ("enable_bitmapscan", "off"),
+        ("enable_material", "off"),
         // Statements come again and again with the same plan, and none is worth compiling.
         ("plan_cache_mode", "force_generic_plan"),
         ("jit", "off"),

@@ -3,6 +3,7 @@
 use super::{
     Backend, Store, StoreError,
     sql::{Tx, Value, args},
+    wakeups::Wakeup,
 };
 use crate::{
     chunk::RelPath,
@@ -97,6 +98,7 @@ impl Store {
         let mut tx = self.write().await?;
         let registered = register(&mut tx, packages, destinations, actor).await?;
         tx.commit().await?;
+        self.wake(Wakeup::Pending);
         Ok(registered)
     }
 

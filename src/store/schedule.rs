@@ -14,10 +14,10 @@ use super::{
     Store, StoreError,
     claim::breaker_lets_through,
     many::{Alias, distinct, list, numbers, skip_locked, with_ids},
-    plan::time,
     sql::{Row, Tx, args},
     wakeups::Wakeup,
     work::{Kind as WorkKind, WorkRow},
+    workers::micros,
 };
 use crate::model::{Operation, RetryPolicy, Timestamp};
 
@@ -41,7 +41,7 @@ pub struct Scheduled {
     pub lost: usize,
     /// Queues that have work which could be offered, and no living worker.
     pub without_worker: Vec<String>,
-    /// When the next work is due that waits for its next attempt.
+    /// When the next work is due that waits for its next attempt; looked for where nothing was offered.
     pub next_due: Option<Timestamp>,
 }
 
@@ -106,19 +106,17 @@ impl Limits {
         let mut limits = Self::default();
         // A breaker whose time is over lets one attempt through; the claim keeps to that.
         let text = format!(
-            "SELECT id, CASE WHEN NOT active OR paused OR (breaker_state = 'open' AND NOT {})
+            "SELECT TRUE AS is_route, id, CASE WHEN NOT active OR paused OR (breaker_state = 'open' AND NOT {})
                     THEN 0 WHEN breaker_state <> 'closed' THEN 1
                     ELSE max_concurrent * 4 END AS most
-            FROM data_transfer_route r",
+            FROM data_transfer_route r
+            UNION ALL SELECT FALSE, id, CASE WHEN NOT active OR paused THEN 0 ELSE max_concurrent * 4 END
+            FROM data_location",
             breaker_lets_through()
         );
         for row in tx.rows(text, args![]).await? {
-            limits.routes.insert(row.int("id")?, row.opt_int("most")?);
-        }
-        let text = "SELECT id, CASE WHEN NOT active OR paused THEN 0 ELSE max_concurrent * 4 END AS most
-            FROM data_location";
-        for row in tx.rows(text, args![]).await? {
-            limits.locations.insert(row.int("id")?, row.opt_int("most")?);
+            let all = if row.flag("is_route")? { &mut limits.routes } else { &mut limits.locations };
+            all.insert(row.int("id")?, row.opt_int("most")?);
         }
         Ok(limits)
     }
@@ -167,8 +165,8 @@ impl Store {
             for key in distinct(&mut tx, kind.table(), "lane", pending(kind), LANES).await? {
                 lanes.push(Lane::parse(kind, key)?);
             }
-            done.next_due = [done.next_due, next_due(&mut tx, kind).await?].into_iter().flatten().min();
         }
+        let waits = WorkKind::ALL.map(|kind| lanes.iter().any(|lane| lane.kind == kind));
         lanes.retain(|lane| !limits.is_stopped(lane.way));
         lanes.sort_by_key(|lane| std::cmp::Reverse(lane.priority));
         done.without_worker = unserved(&mut tx, &lanes, &queues).await?;
@@ -176,9 +174,13 @@ impl Store {
         for queue in queues {
             let own: Vec<_> =
                 lanes.iter().filter(|l| l.kind == queue.kind && l.queue == queue.location).cloned().collect();
-            // Without a lock: a queue in which nothing changes costs no write.
+            // A queue in which nothing changes costs no write.
+            if !own.is_empty() {
+                work.push((queue, own));
+                continue;
+            }
             let offers = offers(&mut tx, &queue, "").await?;
-            if !own.is_empty() || offers.iter().any(|o| o.cancelled || limits.is_stopped(o.way)) {
+            if offers.iter().any(|o| o.cancelled || limits.is_stopped(o.way)) {
                 work.push((queue, own));
             }
         }
@@ -187,6 +189,12 @@ impl Store {
             match self.offer(&queue, &own, &limits, actor, &mut done).await {
                 Err(StoreError::Conflict(_)) => done.lost += 1,
                 other => other?,
+            }
+        }
+        if done.offered == 0 {
+            let mut tx = self.read().await?;
+            for (kind, _) in WorkKind::ALL.into_iter().zip(waits).filter(|(_, waits)| *waits) {
+                done.next_due = [done.next_due, next_due(&mut tx, kind).await?].into_iter().flatten().min();
             }
         }
         Ok(done)
@@ -238,22 +246,22 @@ impl Store {
         }
         let mut room = (queue.slots.saturating_mul(HINTS_PER_SLOT) - open).clamp(0, MOST_AT_ONCE);
         let mut chosen = Vec::new();
-        let now = time(&mut tx).await?;
         for same_priority in lanes.chunk_by(|a, b| a.priority == b.priority) {
             let mut due = Vec::new();
             for lane in same_priority {
                 // Two ranges of the index, and not one OR, which would walk over all that waits.
-                for (range, end) in [("<=", now), (">", now.after(RetryPolicy::LONGEST))] {
-                    let text = format!(
-                        "SELECT id, next_attempt_at, cancel_requested FROM {} WHERE {} AND lane = $1
-                            AND next_attempt_at {range} $2 ORDER BY next_attempt_at, id LIMIT $3{lock}",
+                let range = |range: &str| {
+                    format!(
+                        "SELECT * FROM (SELECT id, next_attempt_at, cancel_requested FROM {} WHERE {} AND lane = $1
+                            AND next_attempt_at {range} ORDER BY next_attempt_at, id LIMIT $2{lock}) AS x",
                         queue.kind.table(),
                         pending(queue.kind),
-                    );
-                    for row in tx.rows(text, args![lane.key.as_str(), end, room]).await? {
-                        let (at, id) = (row.int("next_attempt_at")?, row.int("id")?);
-                        due.push((at, id, row.flag("cancel_requested")?, lane.way));
-                    }
+                    )
+                };
+                let text = format!("{} UNION ALL {}", range("<= (SELECT now_us())"), range("> (SELECT now_us() + $3)"));
+                for row in tx.rows(text, args![lane.key.as_str(), room, micros(RetryPolicy::LONGEST)]).await? {
+                    let (at, id) = (row.int("next_attempt_at")?, row.int("id")?);
+                    due.push((at, id, row.flag("cancel_requested")?, lane.way));
                 }
             }
             due.sort_by_key(|&(at, id, ..)| (at, id));
@@ -312,7 +320,9 @@ async fn offers(tx: &mut Tx, queue: &Served, lock: &'static str) -> Result<Vec<O
 
 async fn next_due(tx: &mut Tx, kind: WorkKind) -> Result<Option<Timestamp>, StoreError> {
     let text = format!(
-        "SELECT next_attempt_at FROM {} WHERE {} AND next_attempt_at > now_us() ORDER BY next_attempt_at LIMIT 1",
+        // The time once for all rows: compared anew with each, it would be no bound for the index.
+        "SELECT next_attempt_at FROM {} WHERE {} AND next_attempt_at > (SELECT now_us()) \
+         ORDER BY next_attempt_at LIMIT 1",
         kind.table(),
         pending(kind)
     );

@@ -1,9 +1,11 @@
 //! What both kinds of work have in common for a statement: the same columns under two names of a table.
 
+use std::collections::BTreeMap;
+
 use super::{
     StoreError,
     many::{list, with_ids},
-    sql::{Row, Tx, args},
+    sql::{Row, Tx, Value, args},
 };
 use crate::model::{ArchiveTransferId, Fence, LocationId, Operation, RouteId, Status, Timestamp, TransferId, Work};
 
@@ -99,6 +101,10 @@ pub(super) struct WorkRow {
     pub(super) claimed_at: Option<i64>,
     pub(super) claimed_by: Option<String>,
     pub(super) cancel_requested: bool,
+    /// Which hop of its bundle it is; nothing for archive transfers.
+    pub(super) hop: Option<i64>,
+    /// Whether it replaces a copy in an archive that is known to be bad.
+    pub(super) is_repair: bool,
     pub(super) route: Option<RouteId>,
     pub(super) origin: LocationId,
     pub(super) destination: LocationId,
@@ -131,34 +137,65 @@ impl EndedFence {
         })
         .transpose()
     }
+
+    /// How all fences of these pieces of work ended that have: few for each.
+    pub(super) async fn of_all(
+        tx: &mut Tx,
+        kind: Kind,
+        numbers: &[i64],
+    ) -> Result<BTreeMap<(Work, Fence), Self>, StoreError> {
+        let reference = kind.reference();
+        let text = format!(
+            "SELECT {reference} AS work, fence, outcome, ended_at, worker_name FROM attempt WHERE {reference} IN ({})",
+            list(1, numbers.len())
+        );
+        let mut ended = BTreeMap::new();
+        for row in tx.rows(text, &with_ids(&[], numbers.iter().copied())).await? {
+            let of = (kind.work(row.int("work")?), Fence::new(row.int("fence")?));
+            let outcome = row.text("outcome")?;
+            ended.insert(of, Self { outcome, at: row.int("ended_at")?, worker: row.text("worker_name")? });
+        }
+        Ok(ended)
+    }
 }
 
 impl WorkRow {
     /// The row, locked until the end of the transaction on PostgreSQL; SQLite has one writer anyway.
     pub(super) async fn lock(tx: &mut Tx, work: Work) -> Result<Option<Self>, StoreError> {
-        let kind = Kind::of(work);
-        let lock = match tx {
-            Tx::Sqlite(_) => "",
-            Tx::Postgres(_) => " FOR NO KEY UPDATE OF t",
-        };
-        let route = match kind {
-            Kind::Transfer => "t.route_id",
-            Kind::Archive => "CAST(NULL AS BIGINT)",
-        };
-        let text = format!(
-            "SELECT t.id, t.status, t.fence, t.attempt, t.retry_count, t.losses, t.priority, t.bytes_done, \
-             t.bytes_total, t.claimed_at, t.claimed_by, t.cancel_requested, {route} AS route_id, t.origin_location_id, \
-             t.destination_location_id, t.queue_location_id, now_us() AS read_at FROM {} t WHERE t.id = $1{lock}",
-            kind.table()
-        );
-        let Some(row) = tx.row(text, args![work.number()]).await? else { return Ok(None) };
-        let mut found = Self::read(kind, &row)?;
+        let rows = Self::lock_some(tx, Kind::of(work), "WHERE t.id = $1", args![work.number()], "").await?;
+        let Some(mut found) = rows.into_iter().next() else { return Ok(None) };
         if found.fence.number() == 0 {
             return Ok(Some(found));
         }
         // A statement of its own: one that waited for the lock would look at the time before it.
         found.ended = EndedFence::of(tx, work, found.fence).await?;
         Ok(Some(found))
+    }
+
+    /// Rows `t` of a condition, locked, without how their fences ended. `skip` says what happens to rows that others
+    /// hold.
+    pub(super) async fn lock_some(
+        tx: &mut Tx,
+        kind: Kind,
+        condition: &str,
+        args: &[Value],
+        skip: &str,
+    ) -> Result<Vec<Self>, StoreError> {
+        let lock = match tx {
+            Tx::Sqlite(_) => String::new(),
+            Tx::Postgres(_) => format!(" FOR NO KEY UPDATE OF t{skip}"),
+        };
+        let own = match kind {
+            Kind::Transfer => "t.route_id, t.hop, FALSE AS is_repair",
+            Kind::Archive => "CAST(NULL AS BIGINT) AS route_id, CAST(NULL AS BIGINT) AS hop, t.repair > 0 AS is_repair",
+        };
+        let text = format!(
+            "SELECT t.id, t.status, t.fence, t.attempt, t.retry_count, t.losses, t.priority, t.bytes_done, \
+             t.bytes_total, t.claimed_at, t.claimed_by, t.cancel_requested, {own}, t.origin_location_id, \
+             t.destination_location_id, t.queue_location_id, now_us() AS read_at FROM {} t {condition}{lock}",
+            kind.table()
+        );
+        tx.rows(text, args).await?.iter().map(|row| Self::read(kind, row)).collect()
     }
 
     fn read(kind: Kind, row: &Row) -> Result<Self, StoreError> {
@@ -179,6 +216,8 @@ impl WorkRow {
             claimed_at: row.opt_int("claimed_at")?,
             claimed_by: row.opt_text("claimed_by")?,
             cancel_requested: row.flag("cancel_requested")?,
+            hop: row.opt_int("hop")?,
+            is_repair: row.flag("is_repair")?,
             route: row.opt_int("route_id")?.map(RouteId::new),
             origin: LocationId::new(row.int("origin_location_id")?),
             destination: LocationId::new(row.int("destination_location_id")?),

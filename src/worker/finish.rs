@@ -120,6 +120,7 @@ fn outcome(
 /// Writes an outcome: onto our own disk, then to the database, and both before the slot is free.
 async fn record(shared: &Shared, outcome: AttemptOutcome) {
     shared.figures.count_outcome(&outcome);
+    let outcome = Arc::new(outcome);
     match &outcome.ending {
         Ending::Failed { class, chain } => tracing::warn!(%class, error = chain.join(": "), "the attempt failed"),
         Ending::Completed | Ending::HandedBack { .. } => {
@@ -172,9 +173,10 @@ pub(super) enum Written {
     Never(StoreError),
 }
 
-/// Tries once.
-pub(super) async fn write(shared: &Shared, outcome: &AttemptOutcome) -> Written {
-    let (written, counted) = written(shared.store.finish(outcome, rand::random()).await, outcome);
+/// Tries once, with others that end now.
+pub(super) async fn write(shared: &Shared, outcome: &Arc<AttemptOutcome>) -> Written {
+    let result = shared.together.write(&shared.store, Arc::clone(outcome)).await;
+    let (written, counted) = written(result, outcome);
     shared.figures.count_written(counted);
     written
 }

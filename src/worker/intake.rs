@@ -1,4 +1,4 @@
-//! Finds work: a hint or the poll, a free slot, `claim_next`, and only then the hint's acknowledgement. From the claim on
+//! Finds work: a hint or the poll, free slots, a claim for as many, and only then the hint's acknowledgement. From the claim on
 //! the lease carries the duty, not the broker.
 
 use std::{
@@ -12,7 +12,7 @@ use super::{AWAY, Shared, clock, complain, finish, is_away, queue_of, queues, st
 use crate::{
     broker::{self, Broker, Delivery, Subscription},
     model::QueueName,
-    store::{Claim, StoreError, Wakeup, Wakeups},
+    store::{Claim, OpenQueue, StoreError, Wakeup, Wakeups},
     telemetry::health::Heartbeat,
 };
 
@@ -50,15 +50,17 @@ pub(super) async fn run(shared: &Arc<Shared>, broker: Option<Arc<dyn Broker>>, p
             continue;
         }
         match claim(shared, &open).await {
-            Ok(Some(claim)) => {
+            Ok(claims) if !claims.is_empty() => {
                 delays.reset();
                 pulse.worked();
-                let slot = shared.slots.take(&queue_of(&claim));
-                shared.session.hold(claim.work);
-                tokio::spawn(finish::attend(Arc::clone(shared), claim, slot));
+                for claim in claims {
+                    let slot = shared.slots.take(&queue_of(&claim));
+                    shared.session.hold(claim.work);
+                    tokio::spawn(finish::attend(Arc::clone(shared), claim, slot));
+                }
                 acknowledge(&mut held).await;
             }
-            Ok(None) => {
+            Ok(_) => {
                 delays.reset();
                 acknowledge(&mut held).await;
                 tokio::select! {
@@ -86,9 +88,9 @@ pub(super) async fn run(shared: &Arc<Shared>, broker: Option<Arc<dyn Broker>>, p
     pulse.retire();
 }
 
-async fn claim(shared: &Shared, open: &[QueueName]) -> Result<Option<Claim>, StoreError> {
+async fn claim(shared: &Shared, open: &[OpenQueue]) -> Result<Vec<Claim>, StoreError> {
     let now = clock(&shared.store);
-    shared.store.claim_next(&shared.session, open, shared.config.lease, &now).await
+    shared.store.claim_some(&shared.session, open, shared.config.lease, &now).await
 }
 
 async fn acknowledge(held: &mut Option<Delivery>) {

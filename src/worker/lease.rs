@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, MissedTickBehavior, interval, interval_at, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 
 use super::{
     AWAY, Shared, clock,
@@ -26,7 +26,7 @@ pub(super) async fn keep(shared: Arc<Shared>, claim: Arc<Claim>, meter: Meter, s
     let mut renewal = interval_at(Instant::now() + every, every);
     renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Nobody tells one process what another one wrote into its SQLite file.
-    let mut look = interval(LOOK);
+    let mut look = interval_at(Instant::now() + LOOK, LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let looks = store.backend() == Backend::Sqlite;
     let mut delays = AWAY.delays();

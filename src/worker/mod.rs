@@ -47,6 +47,7 @@ mod scrub;
 mod slots;
 mod spool;
 mod stop;
+mod together;
 
 use std::{
     collections::BTreeMap,
@@ -88,6 +89,7 @@ use self::{
     slots::Slots,
     spool::Spool,
     stop::{Stop, Why},
+    together::Together,
 };
 
 /// What a worker is and what it may do.
@@ -164,6 +166,7 @@ struct Shared {
     store: Store,
     session: WorkerSession,
     spool: Spool,
+    together: Together,
     slots: Slots,
     running: Mutex<Vec<Running>>,
     figures: Figures,
@@ -221,6 +224,7 @@ pub async fn run(
         store,
         session,
         spool,
+        together: Together::default(),
         slots,
         running: Mutex::default(),
         figures: Figures::default(),

@@ -5,7 +5,7 @@ use std::{
 
 use tokio::sync::{Notify, futures::Notified};
 
-use crate::model::QueueName;
+use crate::{model::QueueName, store::OpenQueue};
 
 /// How much runs at once: in the whole worker, and in each queue. Limits of links and locations are the database's, because
 /// several workers share them.
@@ -36,13 +36,14 @@ impl Slots {
         Self { state: Arc::new(Mutex::new(state)), freed: Arc::default() }
     }
 
-    /// The queues that have room; none when the worker has none.
-    pub(super) fn open_queues(&self) -> Vec<QueueName> {
+    /// The queues that have room, and how much; none when the worker has none.
+    pub(super) fn open_queues(&self) -> Vec<OpenQueue> {
         let state = self.state();
-        if state.free == 0 {
-            return Vec::new();
-        }
-        state.queues.iter().filter(|(_, free)| free.is_none_or(|n| n > 0)).map(|(queue, _)| queue.clone()).collect()
+        let room = |(queue, free): (&QueueName, &Option<u32>)| {
+            let room = free.unwrap_or(state.free).min(state.free);
+            (room > 0).then(|| OpenQueue { queue: queue.clone(), room })
+        };
+        state.queues.iter().filter_map(room).collect()
     }
 
     /// Takes a slot of a queue that was open. There is one claimer, so it still is.
@@ -117,12 +118,14 @@ mod tests {
     async fn a_full_queue_leaves_room_for_the_others() {
         let (a, b) = (queue("x_a"), queue("x_b"));
         let slots = Slots::new(2, [(a.clone(), Some(1)), (b.clone(), None)]);
+        let open = |queue: &QueueName, room| OpenQueue { queue: queue.clone(), room };
+        assert_eq!(slots.open_queues(), [open(&a, 1), open(&b, 2)]);
         let first = slots.take(&a);
-        assert_eq!(slots.open_queues(), std::slice::from_ref(&b));
+        assert_eq!(slots.open_queues(), [open(&b, 1)]);
         let second = slots.take(&b);
         assert!(slots.open_queues().is_empty());
         drop(first);
-        assert_eq!(slots.open_queues(), [a, b]);
+        assert_eq!(slots.open_queues(), [open(&a, 1), open(&b, 1)]);
         let others = slots.clone();
         let waiting = tokio::spawn(async move { others.all_free().await });
         tokio::task::yield_now().await;

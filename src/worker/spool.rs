@@ -182,7 +182,7 @@ async fn replay_all(shared: &Shared) -> Result<(), Trouble> {
     for file in files(&shared.spool.folder).map_err(Trouble::Io)? {
         let bytes = fs::read(&file).map_err(Trouble::Io)?;
         let outcome = match AttemptOutcome::from_json(&bytes) {
-            Ok(outcome) => outcome,
+            Ok(outcome) => Arc::new(outcome),
             Err(error) => {
                 set_aside(&file, &error).map_err(Trouble::Io)?;
                 continue;

@@ -86,6 +86,82 @@ pub(crate) async fn a_replayed_outcome_counts_once(bed: &Bed) {
     assert_eq!(bed.int(&format!("SELECT retry_count FROM data_transfer WHERE id = {transfer}")).await, 1);
 }
 
+/// Seen to fail with the judgement left out of `finish_completed`: the overtaken outcome then counts.
+pub(crate) async fn of_several_outcomes_each_gets_its_own_answer(bed: &Bed) {
+    bed.apply_topology().await;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let other = enrol(&bed.store, "other", &[QUEUE]).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        bed.scheduled().await;
+        held.push(claim(&bed.store, &session).await.expect("work"));
+    }
+    let overtaken = held[0].clone();
+    bed.expire(overtaken.work.number()).await;
+    sweep(&bed.store, "m", &SweepRules::default()).await;
+    let anew = claim(&bed.store, &other).await.expect("it is offered again");
+    assert_eq!((anew.work, anew.fence), (overtaken.work, Fence::new(2)));
+    bed.store.finish(&completed(&anew, "other"), 0).await.expect("finish");
+    bed.scheduled().await;
+    let third = claim(&bed.store, &session).await.expect("work");
+    let replayed = completed(&held[1], "w");
+    bed.store.finish(&replayed, 0).await.expect("finish");
+    bed.scheduled().await;
+    let fourth = claim(&bed.store, &session).await.expect("work");
+    bed.scheduled().await;
+    let fifth = claim(&bed.store, &session).await.expect("work");
+
+    let all = [
+        completed(&overtaken, "w"),
+        completed(&third, "w"),
+        failed(&fourth, "w", ErrorClass::Network),
+        replayed,
+        completed(&fifth, "w"),
+        completed(&third, "w"),
+    ];
+    let refused = bed.store.stale_refusals();
+    let answers = bed.store.finish_all(&all.iter().collect::<Vec<_>>(), 3).await;
+    let done = Recorded::Now { status: Status::Completed, next_attempt_at: None };
+    assert!(matches!(answers[0], Err(StoreError::Stale { fence, .. }) if fence == Fence::new(1)), "{:?}", answers[0]);
+    assert_eq!(answers[1].as_ref().expect("finish"), &done);
+    assert!(matches!(answers[2], Ok(Recorded::Now { status: Status::Pending, .. })), "{:?}", answers[2]);
+    assert_eq!(answers[3].as_ref().expect("finish"), &Recorded::Before);
+    assert_eq!(answers[4].as_ref().expect("finish"), &done);
+    assert_eq!(answers[5].as_ref().expect("finish"), &Recorded::Before, "the same once more");
+    assert_eq!(bed.store.stale_refusals(), refused + 1);
+    for claim in [&third, &fifth] {
+        let number = claim.work.number();
+        assert_eq!(bed.status(number).await, "completed");
+        for what in [
+            format!("attempt WHERE data_transfer_id = {number} AND outcome = 'completed' AND worker_name = 'w'"),
+            format!("verification_record WHERE data_transfer_id = {number} AND fence = 1"),
+            format!("data_transfer WHERE id = {number} AND bytes_done = 1000 AND owner IS NULL AND changed_by = 'w'"),
+            format!(
+                "event WHERE entity = 'data_transfer' AND entity_id = {number} AND to_state = 'completed' AND reason = \
+                     'attempt 1 delivered everything'"
+            ),
+        ] {
+            assert_eq!(bed.int(&format!("SELECT count(*) FROM {what}")).await, 1, "{what}");
+        }
+    }
+}
+
+pub(crate) async fn a_lie_among_several_outcomes_harms_no_other(bed: &Bed) {
+    bed.apply_topology().await;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        bed.scheduled().await;
+        held.push(claim(&bed.store, &session).await.expect("work"));
+    }
+    let (truth, mut lie) = (completed(&held[0], "w"), completed(&held[1], "w"));
+    lie.evidence.clear();
+    let answers = bed.store.finish_all(&[&truth, &lie], 0).await;
+    assert!(matches!(answers[0], Ok(Recorded::Now { status: Status::Completed, .. })), "{:?}", answers[0]);
+    assert!(matches!(answers[1], Err(StoreError::Refused(_))), "{:?}", answers[1]);
+    assert_eq!(bed.status(held[1].work.number()).await, "in_progress");
+}
+
 pub(crate) async fn completed_without_records_is_refused(bed: &Bed) {
     bed.apply_topology().await;
     bed.scheduled().await;

@@ -96,17 +96,43 @@ WHERE v.found_digest = d.digest AND v.expected_digest = d.digest
             WHERE n.package_id = v.package_id AND n.location_id = v.location_id AND n.id > v.id
                 AND (n.found_digest <> n.expected_digest OR n.found_size_bytes <> n.expected_size_bytes))));
 
-CREATE OR REPLACE FUNCTION equal_record(package BIGINT, location BIGINT) RETURNS boolean LANGUAGE sql STABLE
+-- In PL/pgSQL, which keeps their plans for the session: one of the language SQL with a path of its own is planned anew for
+-- every row that is proven.
+CREATE OR REPLACE FUNCTION equal_record(package BIGINT, location BIGINT) RETURNS boolean LANGUAGE plpgsql STABLE
     SECURITY DEFINER SET search_path = ccat_xfer, pg_temp AS $$
-    SELECT EXISTS (SELECT 1 FROM proof v WHERE v.package_id = package AND v.location_id = location)
-$$;
+BEGIN
+    RETURN EXISTS (SELECT 1 FROM proof v WHERE v.package_id = package AND v.location_id = location);
+END $$;
+
+CREATE OR REPLACE FUNCTION verified_copy(package BIGINT, location BIGINT) RETURNS boolean LANGUAGE plpgsql STABLE
+    SECURITY DEFINER SET search_path = ccat_xfer, pg_temp AS $$
+BEGIN
+    RETURN equal_record(package, location) AND EXISTS (
+        SELECT 1 FROM physical_copy c WHERE c.package_id = package AND c.location_id = location
+            AND c.status = 'present' AND c.verification = 'verified');
+END $$;
+
+CREATE OR REPLACE FUNCTION proven_by(package BIGINT, location BIGINT, transfer BIGINT, archive_transfer BIGINT,
+        attempt_fence BIGINT)
+    RETURNS boolean LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = ccat_xfer, pg_temp AS $$
+BEGIN
+    RETURN EXISTS (
+        SELECT 1 FROM verification_record v
+        JOIN package_digest d ON d.package_id = v.package_id AND d.algorithm = v.algorithm
+        JOIN raw_data_package p ON p.id = v.package_id
+        WHERE v.package_id = package AND v.location_id = location AND v.fence = attempt_fence
+            AND (v.data_transfer_id = transfer OR v.long_term_archive_transfer_id = archive_transfer)
+            AND v.found_digest = d.digest AND v.expected_digest = d.digest
+            AND v.found_size_bytes = p.size_bytes AND v.expected_size_bytes = p.size_bytes);
+END $$;
 
 -- Whether a reading of this attempt says that the package's registered bytes, all of them, rest there.
 CREATE FUNCTION read_back_by(package BIGINT, location BIGINT, archive_transfer BIGINT, attempt_fence BIGINT)
-    RETURNS boolean LANGUAGE sql STABLE SECURITY DEFINER SET search_path = ccat_xfer, pg_temp AS $$
-    SELECT EXISTS (SELECT 1 FROM proof v WHERE v.package_id = package AND v.location_id = location
-        AND v.long_term_archive_transfer_id = archive_transfer AND v.fence = attempt_fence AND v.method = 'read_back')
-$$;
+    RETURNS boolean LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = ccat_xfer, pg_temp AS $$
+BEGIN
+    RETURN EXISTS (SELECT 1 FROM proof v WHERE v.package_id = package AND v.location_id = location
+        AND v.long_term_archive_transfer_id = archive_transfer AND v.fence = attempt_fence AND v.method = 'read_back');
+END $$;
 
 CREATE OR REPLACE FUNCTION long_term_archive_transfer_change() RETURNS trigger LANGUAGE plpgsql
     SECURITY DEFINER SET search_path = ccat_xfer, pg_temp AS $$
@@ -198,3 +224,13 @@ CREATE TRIGGER physical_copy_kept AFTER UPDATE ON physical_copy
 CREATE TRIGGER physical_copy_bad_wakes AFTER UPDATE ON physical_copy FOR EACH ROW
     WHEN (NEW.verification <> OLD.verification AND NEW.verification IN ('suspect', 'corrupt'))
     EXECUTE FUNCTION wake('pending');
+
+-- What failed of a bundle, and of a package's ways into archives: their states are looked up with every end.
+CREATE INDEX data_transfer_failed_of ON data_transfer (data_transfer_package_id, hop) WHERE status = 'failed';
+CREATE INDEX long_term_archive_transfer_failed_of ON long_term_archive_transfer (package_id, destination_location_id)
+    WHERE status = 'failed';
+
+-- Copies are looked up by package and location. An index that holds the location and the status looks as good to a
+-- database, and would be walked over all copies that are present there.
+DROP INDEX physical_copy_by_location;
+CREATE INDEX physical_copy_of_location ON physical_copy (location_id, id);

@@ -184,3 +184,13 @@ BEGIN
         changed_by = NEW.changed_by, change_reason = 'every archive that is required holds it again'
     WHERE id = NEW.package_id AND state = 'failed';
 END;
+
+-- What failed of a bundle, and of a package's ways into archives: their states are looked up with every end.
+CREATE INDEX data_transfer_failed_of ON data_transfer (data_transfer_package_id, hop) WHERE status = 'failed';
+CREATE INDEX long_term_archive_transfer_failed_of ON long_term_archive_transfer (package_id, destination_location_id)
+    WHERE status = 'failed';
+
+-- Copies are looked up by package and location. An index that holds the location and the status looks as good to a
+-- database, and would be walked over all copies that are present there.
+DROP INDEX physical_copy_by_location;
+CREATE INDEX physical_copy_of_location ON physical_copy (location_id, id);
