@@ -6,7 +6,7 @@
 //! | planner | makes bundles and transfers, offers work to workers; after an offer it looks again soon | 2 s |
 //! | archiver | makes archive work for packages that reached a site with archives, and repairs of copies that went bad | 2 s |
 //! | settler | draws the consequences of what ended: states of packages, further archives, another buffer | 2 s |
-//! | relay | publishes the outbox; a hint is marked sent once the broker has confirmed it | 1 s |
+//! | relay | publishes the outbox; a hint is marked sent once the broker has confirmed it, or another one of its queue in the same turn | 1 s |
 //! | sweeper | offers again what lost its lease, hints again what nobody claimed, marks dead workers | 2 s |
 //! | burial | keeps messages that nobody understood in a table | as they come |
 //!

@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     Store, StoreError,
-    many::{Alias, list, skip_locked, with_ids},
+    many::{Alias, any_of, skip_locked, with_ids},
     network::network,
     plan::{begin_packages, time},
     schedule::count,
@@ -131,14 +131,11 @@ pub(super) async fn require(
             WHERE p.id IN ({}) AND l.id IN ({}) AND p.policy = $1 AND {which}
                 AND NOT EXISTS (SELECT 1 FROM archive_requirement q WHERE q.package_id = p.id)
             ORDER BY p.id, l.id ON CONFLICT DO NOTHING",
-            list(3, packages.len()),
-            list(3 + packages.len(), chosen.len())
+            any_of(3, packages.len()),
+            any_of(3 + packages.len().next_power_of_two(), chosen.len())
         );
-        let ids = packages.iter().copied().chain(chosen.iter().map(|l| l.number()));
-        let mut args = with_ids(args![policy.as_str(), site], ids);
-        if chosen.is_empty() {
-            args.push(0_i64.into());
-        }
+        let args = with_ids(args![policy.as_str(), site], packages.iter().copied());
+        let args = with_ids(&args, chosen.iter().map(|l| l.number()));
         tx.execute(text, &args).await?;
     }
     Ok(())
@@ -334,7 +331,7 @@ async fn archive(
             AND NOT EXISTS (SELECT 1 FROM long_term_archive_transfer t WHERE t.package_id = q.package_id
                 AND t.destination_location_id = q.location_id
                 AND (t.status <> 'failed' OR t.origin_location_id = $1))",
-        list(4, packages.len())
+        any_of(4, packages.len())
     );
     let text = format!(
         "INSERT INTO long_term_archive_transfer (package_id, origin_location_id, destination_location_id,
@@ -418,7 +415,7 @@ async fn put_off(tx: &mut Tx, copies: &[Due], later: &[i64], look_again: Duratio
     let (again, over): (Vec<&Due>, Vec<&Due>) = copies.iter().partition(|c| later.contains(&c.package));
     for (some, at) in [(again, Some(soon)), (over, None::<Timestamp>)] {
         if !some.is_empty() {
-            let text = format!("UPDATE physical_copy SET archive_due_at = $1 WHERE id IN ({})", list(2, some.len()));
+            let text = format!("UPDATE physical_copy SET archive_due_at = $1 WHERE id IN ({})", any_of(2, some.len()));
             tx.execute(text, &with_ids(args![at], some.iter().map(|c| c.copy))).await?;
         }
     }

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::{
     Backend, LeaseClock, Store, StoreError, limits,
-    many::{list, with_ids},
+    many::{any_of, with_ids},
     sql::{Row, Tx, Value, args},
     work::{EndedFence, Kind, WorkRow},
     workers::{WorkerSession, micros},
@@ -339,7 +339,7 @@ async fn look_and_claim(
              WHERE id IN ({}) AND status = 'scheduled' AND EXISTS (SELECT 1 FROM worker w \
              WHERE w.id = $1 AND w.boot_nonce = $6 AND w.state = 'active') RETURNING id, fence, attempt, claimed_at",
         kind.table(),
-        list(7, rows.len())
+        any_of(7, rows.len())
     );
     let args = args![session.id, &session.name, clock.now_us, micros(lease), &clock.boot, &session.boot_nonce];
     let mut claimed = BTreeMap::new();
@@ -683,7 +683,7 @@ async fn members(tx: &mut Tx, terms: &Terms, rows: &[WorkRow]) -> Result<BTreeMa
          coalesce(c.path, p.relative_path) AS source_path, g.algorithm, g.digest FROM {what} \
          LEFT JOIN physical_copy c ON c.package_id = p.id AND c.location_id = $1 \
          LEFT JOIN package_digest g ON g.package_id = p.id WHERE t.id IN ({}) ORDER BY t.id, p.id, g.algorithm",
-        list(2, rows.len())
+        any_of(2, rows.len())
     );
     let mut all: BTreeMap<i64, Vec<Member>> = BTreeMap::new();
     let args = with_ids(args![terms.origin.location], rows.iter().map(|row| row.work.number()));

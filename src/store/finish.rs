@@ -17,7 +17,7 @@ use std::{
 
 use super::{
     Store, StoreError, fault,
-    many::{list, with_ids},
+    many::{any_of, list, with_ids},
     scrub::ReadingRules,
     sql::{Tx, Value, args},
     wakeups::Wakeup,
@@ -155,7 +155,7 @@ impl Store {
         let mut numbers: Vec<_> = outcomes.iter().map(|outcome| outcome.work.number()).collect();
         numbers.sort_unstable();
         // Always in this order, so that two workers never hold what the other one wants.
-        let condition = format!("WHERE t.id IN ({}) ORDER BY t.id", list(1, numbers.len()));
+        let condition = format!("WHERE t.id IN ({}) ORDER BY t.id", any_of(1, numbers.len()));
         let rows = WorkRow::lock_some(&mut tx, kind, &condition, &with_ids(&[], numbers.iter().copied()), "").await?;
         let rows: BTreeMap<_, _> = rows.into_iter().map(|row| (row.work, row)).collect();
         let ended = EndedFence::of_all(&mut tx, kind, &numbers).await?;
@@ -566,7 +566,7 @@ async fn complete_rows(tx: &mut Tx, kind: Kind, done: &[(&WorkRow, &AttemptOutco
          bytes_done = bytes_total, error_class = NULL, error_text = NULL, finished_at = now_us(), updated_at = now_us(), \
          changed_by = coalesce(claimed_by, changed_by), change_reason = {DELIVERED} WHERE id IN ({})",
         kind.table(),
-        list(1, done.len())
+        any_of(1, done.len())
     );
     let args = with_ids(&[], done.iter().map(|(row, _)| row.work.number()));
     if tx.execute(text, &args).await? != u64::try_from(done.len()).unwrap_or(u64::MAX) {

@@ -11,16 +11,19 @@ pub(super) fn list(first: usize, count: usize) -> String {
     names.join(", ")
 }
 
-/// The values of `fixed`, then those of `ids`.
+/// The names of `count` ids that a row's is one of, from `$first` on. More of them than there are ids: texts that differ
+/// in the length of a list only would each be prepared anew, on every connection.
+pub(super) fn any_of(first: usize, count: usize) -> String {
+    list(first, count.next_power_of_two())
+}
+
+/// The values of `fixed`, then those of `ids` for [`any_of`], the last one as often as is needed.
 pub(super) fn with_ids(fixed: &[Value], ids: impl IntoIterator<Item = i64>) -> Vec<Value> {
-    let mut all = fixed.to_vec();
-    let before = all.len();
-    all.extend(ids.into_iter().map(Value::from));
-    if all.len() == before {
-        // Equal to no id, for the one name that an empty list has.
-        all.push(Value::from(0_i64));
-    }
-    all
+    let mut ids: Vec<i64> = ids.into_iter().collect();
+    // Equal to no id, for the one name that an empty list has.
+    let last = ids.last().copied().unwrap_or(0);
+    ids.resize(ids.len().next_power_of_two(), last);
+    fixed.iter().cloned().chain(ids.into_iter().map(Value::from)).collect()
 }
 
 /// Locks the rows of `alias` that are read and leaves out those that another manager holds. SQLite has one writer.
@@ -91,6 +94,9 @@ mod tests {
         assert_eq!(list(1, 0), "$1");
         assert_eq!(with_ids(&[], []).len(), 1);
         assert_eq!(with_ids(&[Value::from(1_i64)], [5, 6]).len(), 3);
+        assert_eq!(any_of(3, 3), "$3, $4, $5, $6");
+        assert_eq!(with_ids(&[Value::from(1_i64)], [5, 6, 7]).len(), 5);
+        assert_eq!((any_of(1, 0), any_of(1, 1)), ("$1".to_owned(), "$1".to_owned()));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{
     Store, StoreError,
     list::{WorkFilter, matching},
-    many::{list, locked, with_ids},
+    many::{any_of, locked, with_ids},
     settle::keep_states,
     sql::{Tx, Value, args},
     wakeups::Wakeup,
@@ -196,7 +196,7 @@ impl Store {
     /// # Errors
     /// The database is away.
     pub async fn withdraw(&self, packages: &[i64], dry_run: bool) -> Result<u64, StoreError> {
-        let names = list(1, packages.len());
+        let names = any_of(1, packages.len());
         let unplanned = format!("package_id IN ({names}) AND data_transfer_package_id IS NULL AND NOT withdrawn");
         let args = with_ids(&[], packages.iter().copied());
         if dry_run {
@@ -294,7 +294,7 @@ impl Store {
                 coalesce(t.lease_boot <> $1 OR t.lease_until < $2, FALSE) AS expired
             FROM {} t WHERE t.id IN ({}) ORDER BY t.id{lock}",
             kind.table(),
-            list(3, ids.len())
+            any_of(3, ids.len())
         );
         let rows = tx.rows(text, &with_ids(args![clock.boot, clock.now_us], ids.iter().copied())).await?;
         let mut found = Vec::new();
@@ -363,7 +363,7 @@ async fn keep_latest(tx: &mut Tx, kind: WorkKind, found: &mut [Candidate]) -> Re
     if failed.len() < 2 {
         return Ok(());
     }
-    let names = list(1, failed.len());
+    let names = any_of(1, failed.len());
     let same = match kind {
         WorkKind::Transfer => "n.data_transfer_package_id = t.data_transfer_package_id AND n.hop <= t.hop",
         WorkKind::Archive => "n.package_id = t.package_id AND n.destination_location_id = t.destination_location_id",
@@ -394,7 +394,7 @@ async fn with_later_hops(tx: &mut Tx, kind: WorkKind, ids: &[i64]) -> Result<Vec
             SELECT id FROM data_transfer WHERE id IN ({})
             UNION SELECT t.id FROM data_transfer t JOIN chain c ON t.waits_for = c.id)
         SELECT id FROM chain ORDER BY id",
-        list(1, ids.len())
+        any_of(1, ids.len())
     );
     tx.rows(text, &with_ids(&[], ids.iter().copied())).await?.iter().map(|row| row.int("id")).collect()
 }
@@ -410,7 +410,7 @@ async fn hurried(
 ) -> Result<Vec<i64>, StoreError> {
     let fixed: &[Value] = if dry_run { &[] } else { args![actor, reason] };
     let waiting =
-        format!("id IN ({}) AND status = 'pending' AND next_attempt_at > now_us()", list(fixed.len() + 1, ids.len()));
+        format!("id IN ({}) AND status = 'pending' AND next_attempt_at > now_us()", any_of(fixed.len() + 1, ids.len()));
     let args = with_ids(fixed, ids.iter().copied());
     let text = if dry_run {
         format!("SELECT id FROM {} WHERE {waiting} ORDER BY id", kind.table())
@@ -432,7 +432,7 @@ async fn begin_anew(tx: &mut Tx, kind: WorkKind, ids: &[i64], actor: &str, reaso
     }
     let ids = with_later_hops(tx, kind, ids).await?;
     let table = kind.table();
-    let names = list(3, ids.len());
+    let names = any_of(3, ids.len());
     let text = format!(
         "UPDATE {table} SET status = 'pending', retry_count = 0, next_attempt_at = now_us(), error_class = NULL,
             error_text = NULL, cancel_requested = FALSE, finished_at = NULL, scheduled_at = NULL, settled = FALSE,
@@ -440,7 +440,7 @@ async fn begin_anew(tx: &mut Tx, kind: WorkKind, ids: &[i64], actor: &str, reaso
         WHERE id IN ({names}) AND status = 'failed'"
     );
     tx.execute(text, &with_ids(args![actor, reason], ids.iter().copied())).await?;
-    let names = list(1, ids.len());
+    let names = any_of(1, ids.len());
     let text = match kind {
         WorkKind::Transfer => format!(
             "SELECT DISTINCT r.package_id FROM transfer_request r JOIN data_transfer t
@@ -464,7 +464,7 @@ async fn stop(tx: &mut Tx, kind: WorkKind, ids: &[i64], actor: &str, reason: &st
             change_reason = $2
         WHERE id IN ({}) AND status IN ('pending', 'scheduled', 'in_progress')",
         kind.table(),
-        list(4, ids.len())
+        any_of(4, ids.len())
     );
     WorkRow::end_all_lost(tx, kind, ids, "its lease ran out, and then it was cancelled").await?;
     let cause = format!("by {actor}: {reason}");
@@ -481,7 +481,7 @@ async fn ask_to_stop(tx: &mut Tx, kind: WorkKind, ids: &[i64], actor: &str, reas
         "UPDATE {} SET cancel_requested = TRUE, updated_at = now_us(), changed_by = $1, change_reason = $2
         WHERE id IN ({}) AND status = 'in_progress'",
         kind.table(),
-        list(3, ids.len())
+        any_of(3, ids.len())
     );
     tx.execute(text, &with_ids(args![actor, reason], ids.iter().copied())).await?;
     Ok(())

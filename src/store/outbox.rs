@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     Db, Store, StoreError,
-    many::{list, with_ids},
+    many::{any_of, with_ids},
     sql::{Row, Tx, args},
     work::Kind,
     workers::micros,
@@ -71,7 +71,7 @@ impl OutboxBatch {
         if !self.sent.is_empty() {
             let text = format!(
                 "UPDATE outbox SET sent_at = now_us(), last_error = NULL WHERE id IN ({}) AND sent_at IS NULL",
-                list(1, self.sent.len())
+                any_of(1, self.sent.len())
             );
             tx.execute(text, &with_ids(&[], self.sent.iter().copied())).await?;
         }
@@ -83,7 +83,7 @@ impl OutboxBatch {
         for (error, ids) in alike {
             let text = format!(
                 "UPDATE outbox SET tries = tries + 1, last_error = $1 WHERE id IN ({}) AND sent_at IS NULL",
-                list(2, ids.len())
+                any_of(2, ids.len())
             );
             tx.execute(text, &with_ids(args![error], ids)).await?;
         }

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     Backend, Store, StoreError,
-    many::{Alias, distinct, list, locked, numbers, skip_locked, with_ids},
+    many::{Alias, any_of, distinct, locked, numbers, skip_locked, with_ids},
     network::network,
     sql::{Row, Tx, Value, args},
     wakeups::Wakeup,
@@ -273,8 +273,10 @@ impl Store {
             return Ok(());
         }
         let mut tx = self.write().await?;
-        let statement =
-            format!("UPDATE transfer_request SET obstacle = $1 WHERE id IN ({}) AND {UNPLANNED}", list(2, stale.len()));
+        let statement = format!(
+            "UPDATE transfer_request SET obstacle = $1 WHERE id IN ({}) AND {UNPLANNED}",
+            any_of(2, stale.len())
+        );
         tx.execute(statement, &with_ids(args![text], stale)).await?;
         tx.commit().await
     }
@@ -555,7 +557,7 @@ pub(super) async fn begin_packages(
 ) -> Result<(), StoreError> {
     // Always in this order, so that two managers never hold what the other one wants.
     packages.sort_unstable();
-    let names = list(3, packages.len());
+    let names = any_of(3, packages.len());
     let lock = locked(tx);
     let text = format!(
         "UPDATE raw_data_package SET state = 'transferring', updated_at = now_us(), changed_by = $1, change_reason = $2

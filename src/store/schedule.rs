@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use super::{
     Store, StoreError,
     claim::breaker_lets_through,
-    many::{Alias, distinct, list, numbers, skip_locked, with_ids},
+    many::{Alias, any_of, distinct, numbers, skip_locked, with_ids},
     sql::{Row, Tx, args},
     wakeups::Wakeup,
     work::{Kind as WorkKind, WorkRow},
@@ -359,7 +359,7 @@ async fn cancel_now(tx: &mut Tx, kind: WorkKind, ids: &[i64], actor: &str) -> Re
             updated_at = now_us(), changed_by = $1
         WHERE id IN ({}) AND status IN ('pending', 'scheduled') AND cancel_requested",
         kind.table(),
-        list(2, ids.len())
+        any_of(2, ids.len())
     );
     Ok(count(tx.execute(text, &with_ids(args![actor], ids.iter().copied())).await?))
 }
@@ -373,7 +373,7 @@ async fn take_back(tx: &mut Tx, kind: WorkKind, ids: &[i64], actor: &str) -> Res
             change_reason = 'its way is stopped'
         WHERE id IN ({}) AND status = 'scheduled'",
         kind.table(),
-        list(2, ids.len())
+        any_of(2, ids.len())
     );
     Ok(count(tx.execute(text, &with_ids(args![actor], ids.iter().copied())).await?))
 }
@@ -384,7 +384,7 @@ async fn publish(tx: &mut Tx, queue: &Served, ids: &[i64], actor: &str) -> Resul
         return Ok(0);
     }
     let table = queue.kind.table();
-    let names = list(2, ids.len());
+    let names = any_of(2, ids.len());
     let text = format!(
         "UPDATE {table} SET status = 'scheduled', scheduled_at = now_us(), updated_at = now_us(), changed_by = $1,
             change_reason = 'offered'
@@ -399,7 +399,7 @@ async fn publish(tx: &mut Tx, queue: &Served, ids: &[i64], actor: &str) -> Resul
     let text = format!(
         "INSERT INTO outbox (location_id, operation, work_id, priority)
         SELECT queue_location_id, $1, id, priority FROM {table} WHERE id IN ({}) ORDER BY id",
-        list(2, offered.len())
+        any_of(2, offered.len())
     );
     let operation = queue.kind.operation().as_str();
     tx.execute(text, &with_ids(args![operation], offered.iter().copied())).await?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     StoreError,
-    many::{list, with_ids},
+    many::{any_of, with_ids},
     sql::{Row, Tx, Value, args},
 };
 use crate::model::{ArchiveTransferId, Fence, LocationId, Operation, RouteId, Status, Timestamp, TransferId, Work};
@@ -147,7 +147,7 @@ impl EndedFence {
         let reference = kind.reference();
         let text = format!(
             "SELECT {reference} AS work, fence, outcome, ended_at, worker_name FROM attempt WHERE {reference} IN ({})",
-            list(1, numbers.len())
+            any_of(1, numbers.len())
         );
         let mut ended = BTreeMap::new();
         for row in tx.rows(text, &with_ids(&[], numbers.iter().copied())).await? {
@@ -259,7 +259,7 @@ impl WorkRow {
                  AND NOT EXISTS (SELECT 1 FROM attempt a WHERE a.{reference} = t.id AND a.fence = t.fence)",
             reference = kind.reference(),
             table = kind.table(),
-            names = list(2, ids.len())
+            names = any_of(2, ids.len())
         );
         tx.execute(text, &with_ids(args![chain], ids.iter().copied())).await?;
         Ok(())

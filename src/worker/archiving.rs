@@ -230,7 +230,14 @@ impl Job<'_> {
             }
             Err(failure) => return Err(failure),
         };
-        let reading = self.read_back().await?;
+        let reading = match self.read_back().await {
+            // It lies there whole, and cannot be read: no attempt would ever find anything else.
+            Err(failure) if failure.class == ErrorClass::CorruptInFlight && stored == Stored::Found && may_replace => {
+                log.push(format!("what lies there cannot be read: {}", failure.chain.join(": ")));
+                return self.replace().await;
+            }
+            other => other?,
+        };
         if stored != Stored::Found || is_equal(self.package, &reading) {
             return Ok(Brought { stored, reading, replaced: false });
         }

@@ -11,7 +11,6 @@ use std::{
 use super::{AWAY, Shared, clock, complain, finish, is_away, queue_of, queues, stop::Why, wait};
 use crate::{
     broker::{self, Broker, Delivery, Subscription},
-    model::QueueName,
     store::{Claim, OpenQueue, StoreError, Wakeup, Wakeups},
     telemetry::health::Heartbeat,
 };

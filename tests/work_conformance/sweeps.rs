@@ -277,6 +277,11 @@ pub(crate) async fn waiting_tasks_are_woken(bed: &Bed) {
         .await
         .expect("out of the way");
     }
+    while tokio::time::timeout(Duration::from_millis(300), wakeups.next(&all)).await.is_ok() {}
+    bed.register("new/one", "cologne/buffer").await;
+    tokio::time::timeout(LIMIT, wakeups.next(&[Wakeup::Pending]))
+        .await
+        .expect("what was registered is planned at once");
 }
 
 /// Seen to fail when the error of one row ends the sweep.

@@ -185,8 +185,8 @@ BEGIN
     WHERE id = NEW.package_id AND state = 'failed';
 END;
 
--- What failed of a bundle, and of a package's ways into archives: their states are looked up with every end.
-CREATE INDEX data_transfer_failed_of ON data_transfer (data_transfer_package_id, hop) WHERE status = 'failed';
+-- The hops of a bundle, and what failed of a package's ways into archives: looked up with every bundle and every end.
+CREATE INDEX data_transfer_of_bundle ON data_transfer (data_transfer_package_id, hop);
 CREATE INDEX long_term_archive_transfer_failed_of ON long_term_archive_transfer (package_id, destination_location_id)
     WHERE status = 'failed';
 
