@@ -157,11 +157,18 @@ impl Relay {
             }
         }
         drop(answers);
-        let tried: BTreeSet<_> = in_turns(&hints).into_iter().map(|hint| hint.id).collect();
-        for hint in hints.iter().filter(|h| !tried.contains(&h.id) && told_queues.contains(&h.queue.to_string())) {
-            batch.mark_sent(hint.id);
-        }
         let state = state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let tried: BTreeSet<_> = in_turns(&hints).into_iter().map(|hint| hint.id).collect();
+        for hint in hints.iter().filter(|hint| !tried.contains(&hint.id)) {
+            let queue = hint.queue.to_string();
+            let is_silent = state.asks.get(&queue) == Some(&Ask::Nothing) || state.begun.values().any(|q| *q == queue);
+            if told_queues.contains(&queue) {
+                batch.mark_sent(hint.id);
+            } else if full && is_silent {
+                // Behind the others, like those that were tried.
+                batch.note_failure(hint.id, SILENT);
+            }
+        }
         self.memory().away = (state.is_away && sent == 0).then(|| Instant::now() + AWAY);
         // What was not begun stays as it was.
         for (id, queue) in state.begun {

@@ -374,10 +374,12 @@ async fn failures_of(tx: &mut Tx, row: &WorkRow, class: ErrorClass) -> Result<u3
 /// Records and the copies that they prove or disprove, of outcomes of one kind. Two statements for all of them: behind a WAN
 /// each one costs a round trip, and a bundle may hold hundreds of packages.
 async fn record(tx: &mut Tx, outcomes: &[(&WorkRow, &AttemptOutcome)]) -> Result<(), StoreError> {
-    let all: Vec<_> = outcomes
+    let mut all: Vec<_> = outcomes
         .iter()
         .flat_map(|&(row, outcome)| outcome.evidence.iter().map(move |evidence| Found { row, outcome, evidence }))
         .collect();
+    // In the order in which everybody locks packages.
+    all.sort_by_key(|found| (found.evidence.package, found.evidence.location));
     for some in all.chunks(RECORDS_AT_ONCE) {
         record_some(tx, some).await?;
     }
@@ -431,7 +433,8 @@ async fn record_some(tx: &mut Tx, all: &[Found<'_>]) -> Result<(), StoreError> {
         }
     }
     let counts = |f: &Found<'_>| match rules.get(&f.row.destination) {
-        Some(Some(rules)) => rules.count(f.evidence),
+        // An archive holds a package once its sidecar lies beside it too, and only then has the attempt delivered.
+        Some(Some(rules)) => rules.count(f.evidence) && f.outcome.ending == Ending::Completed,
         _ => true,
     };
     // One statement may not touch a copy twice. In this order, as everybody's: two workers may write the same copies.

@@ -286,9 +286,11 @@ impl Store {
         most: u32,
     ) -> Result<Page<ArchiveRow>, StoreError> {
         let most = most.clamp(1, MOST_ROWS);
-        let mut meant = "(CAST($1 AS BIGINT) IS NULL OR l.id = $1) AND (CAST($2 AS BIGINT) IS NULL OR l.site_id = $2)
-            AND (CAST($3 AS BIGINT) IS NULL OR q.package_id = $3)"
-            .to_owned();
+        // One package is a bound of the index, which a condition with OR is not.
+        let package = if filter.package.is_some() { "q.package_id = $3" } else { "CAST($3 AS BIGINT) IS NULL" };
+        let mut meant = format!(
+            "(CAST($1 AS BIGINT) IS NULL OR l.id = $1) AND (CAST($2 AS BIGINT) IS NULL OR l.site_id = $2) AND {package}"
+        );
         if !filter.states.is_empty() {
             let words: Vec<_> = filter.states.iter().map(|s| format!("'{s}'")).collect();
             meant.push_str(&format!(" AND p.state IN ({})", words.join(", ")));

@@ -30,10 +30,10 @@ pub(super) fn with_ids(fixed: &[Value], ids: impl IntoIterator<Item = i64>) -> V
 pub(super) const fn skip_locked(tx: &Tx, alias: Alias) -> &'static str {
     match (tx, alias) {
         (Tx::Sqlite(_), _) => "",
-        (Tx::Postgres(_), Alias::Only) => " FOR UPDATE SKIP LOCKED",
-        (Tx::Postgres(_), Alias::Copy) => " FOR UPDATE OF c SKIP LOCKED",
-        (Tx::Postgres(_), Alias::Request) => " FOR UPDATE OF r SKIP LOCKED",
-        (Tx::Postgres(_), Alias::Work) => " FOR UPDATE OF t SKIP LOCKED",
+        (Tx::Postgres(_), Alias::Only) => " FOR NO KEY UPDATE SKIP LOCKED",
+        (Tx::Postgres(_), Alias::Copy) => " FOR NO KEY UPDATE OF c SKIP LOCKED",
+        (Tx::Postgres(_), Alias::Request) => " FOR NO KEY UPDATE OF r SKIP LOCKED",
+        (Tx::Postgres(_), Alias::Work) => " FOR NO KEY UPDATE OF t SKIP LOCKED",
     }
 }
 
@@ -41,7 +41,7 @@ pub(super) const fn skip_locked(tx: &Tx, alias: Alias) -> &'static str {
 pub(super) const fn locked(tx: &Tx) -> &'static str {
     match tx {
         Tx::Sqlite(_) => "",
-        Tx::Postgres(_) => " FOR UPDATE",
+        Tx::Postgres(_) => " FOR NO KEY UPDATE",
     }
 }
 

@@ -284,7 +284,8 @@ impl Store {
             }
             WorkKind::Archive => {
                 "SELECT min(n.id) FROM long_term_archive_transfer n WHERE n.package_id = t.package_id
-                    AND n.destination_location_id = t.destination_location_id AND n.status <> 'failed' AND n.id > t.id"
+                    AND n.destination_location_id = t.destination_location_id AND n.status <> 'failed' AND n.id <> t.id
+                    AND (n.id > t.id OR n.repair = t.repair OR n.status <> 'completed')"
             }
         };
         // On PostgreSQL no clock tells: a silent worker's work is asked for, and the sweep ends it.

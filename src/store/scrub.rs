@@ -75,6 +75,11 @@ pub enum Finding<'a> {
         /// What the archive said.
         why: &'a str,
     },
+    /// It is there, and its medium does not give it back.
+    Unreadable {
+        /// What the archive said.
+        why: &'a str,
+    },
 }
 
 /// What became of a finding.
@@ -154,7 +159,10 @@ impl Store {
                 }
                 insert_record(&mut tx, evidence, None).await?;
                 let rules = ReadingRules::of(&mut tx, copy.location).await?;
-                if evidence.is_equal() && rules.is_some_and(|rules| !rules.count(evidence)) {
+                // What nobody read is no second look, whatever a first one may do without.
+                let says_nothing =
+                    evidence.unread_reason.is_some() || rules.is_some_and(|rules| !rules.count(evidence));
+                if evidence.is_equal() && says_nothing {
                     tx.commit().await?;
                     return Ok(Looked::NotCounted);
                 }
@@ -164,7 +172,12 @@ impl Store {
                     (Verification::Corrupt, "it was read again, and differs".to_owned())
                 }
             }
-            Finding::Missing { .. } if stood == Verification::Corrupt => (stood, "it is missing".to_owned()),
+            Finding::Missing { .. } | Finding::Unreadable { .. } if stood == Verification::Corrupt => {
+                (stood, "it is missing, or cannot be read".to_owned())
+            }
+            Finding::Unreadable { why } => {
+                (Verification::Suspect, format!("it cannot be read: {}", why.replace('\0', "\u{fffd}")))
+            }
             Finding::Missing { why } => {
                 (Verification::Suspect, format!("it is missing: {}", why.replace('\0', "\u{fffd}")))
             }

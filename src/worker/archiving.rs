@@ -192,10 +192,14 @@ async fn keep(
     if cancel.is_cancelled() {
         return Err(stopped());
     }
-    archive.write_sidecar(&package, &sidecar).await.map_err(|e| Failure::from(e).during("cannot write the sidecar"))?;
+    let written = cancel.run_until_cancelled(archive.write_sidecar(&package, &sidecar)).await.ok_or_else(stopped)?;
+    written.map_err(|e| Failure::from(e).during("cannot write the sidecar"))?;
     if found.replaced {
-        let forgotten = archive.forget_replaced(&package).await;
-        forgotten.map_err(|e| Failure::from(e).during("cannot remove the corrupt copy that was replaced"))?;
+        let forgotten = cancel.run_until_cancelled(archive.forget_replaced(&package)).await.ok_or_else(stopped)?;
+        // The package is whole and was read back; where nothing may be removed, the corrupt copy stays beside it.
+        if let Err(error) = forgotten {
+            attempt.log.push(format!("the corrupt copy that was replaced stays: {error}"));
+        }
     }
     attempt.log.push(told(member, &found));
     Ok(())

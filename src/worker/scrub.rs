@@ -17,6 +17,8 @@ pub enum Scrubbed {
     Read(Box<Evidence>),
     /// It is not there.
     Missing(String),
+    /// It is there and cannot be read.
+    Unreadable(String),
 }
 
 /// Reads a package from an archive once more, and changes nothing there.
@@ -42,6 +44,10 @@ pub async fn scrub(
             Ok(Scrubbed::Read(Box::new(evidence)))
         }
         Err(error) if error.class == ErrorClass::MissingSource => Ok(Scrubbed::Missing(error.to_string())),
+        // It is there, and its medium or its shape does not let it be read.
+        Err(error) if matches!(error.class, ErrorClass::CorruptInFlight | ErrorClass::DestinationDiffers) => {
+            Ok(Scrubbed::Unreadable(error.to_string()))
+        }
         Err(error) => Err(error.into()),
     }
 }

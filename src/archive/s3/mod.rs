@@ -375,10 +375,20 @@ impl Archive for S3 {
             return Ok(Vec::new());
         }
         let folder = keys::sidecars(&self.settings.prefix);
-        let after = after.map(|name| format!("{folder}{name}"));
-        let found = self.list(&folder, after, limit).await?;
-        let names = found.into_iter().filter_map(|(key, _)| key.strip_prefix(&folder).map(str::to_owned));
-        Ok(names.filter(|name| keys::is_sidecar(name)).collect())
+        let mut after = after.map(|name| format!("{folder}{name}"));
+        let mut names = Vec::new();
+        // Keys of others may lie between: a page without a sidecar is not the last one.
+        loop {
+            let found = self.list(&folder, after.take(), limit).await?;
+            let is_last = found.len() < limit;
+            after = found.last().map(|(key, _)| key.clone());
+            let these = found.into_iter().filter_map(|(key, _)| key.strip_prefix(&folder).map(str::to_owned));
+            names.extend(these.filter(|name| keys::is_sidecar(name)));
+            if is_last || names.len() >= limit {
+                names.truncate(limit);
+                return Ok(names);
+            }
+        }
     }
 
     async fn read_sidecar(&self, name: &str) -> Result<Vec<u8>, ArchiveError> {

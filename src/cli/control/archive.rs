@@ -74,6 +74,7 @@ pub(super) async fn verify(
     let (began, host, by) = (store.now().await.map_err(wrong)?, host_name(), actor());
     let meter = Meter::new(args.rate_limit);
     let (mut tally, mut after, mut unreadable) = (ScrubTally::default(), None, 0u64);
+    let mut missing = Vec::new();
     let most = args.limit.map_or(u64::MAX, u64::from);
     'all: while tally.looked_at < most {
         let copies = store.next_to_check(id, began, after, AT_ONCE).await.map_err(wrong)?;
@@ -99,10 +100,18 @@ pub(super) async fn verify(
                 }
                 Ok(Scrubbed::Missing(why)) => {
                     tally.missing += 1;
-                    Some(store.record_check(copy, Finding::Missing { why }, &by).await.map_err(wrong)?)
+                    missing.push((copy.clone(), why.clone()));
+                    None
+                }
+                Ok(Scrubbed::Unreadable(why)) => {
+                    unreadable += 1;
+                    Some(store.record_check(copy, Finding::Unreadable { why }, &by).await.map_err(wrong)?)
                 }
                 // What is wrong with all of them is said once.
-                Err(failure) if tally.looked_at == 1 || failure.class == ErrorClass::Cancelled => {
+                Err(failure)
+                    if failure.class == ErrorClass::Cancelled
+                        || (tally.looked_at == 1 && concerns_all(failure.class)) =>
+                {
                     return Err(told(failure));
                 }
                 Err(_) => {
@@ -121,6 +130,10 @@ pub(super) async fn verify(
             }
             meter.wait(cancel).await;
         }
+    }
+    // Not before it is known that the archive is there: what is missing loses its packages their state.
+    for (copy, why) in &missing {
+        store.record_check(copy, Finding::Missing { why }, &by).await.map_err(wrong)?;
     }
     store.close().await;
     if json {
@@ -162,6 +175,7 @@ fn show(
             (if evidence.is_equal() { "equal" } else { "DIFFERENT" }, how)
         }
         Ok(Scrubbed::Missing(why)) => ("MISSING", why.clone()),
+        Ok(Scrubbed::Unreadable(why)) => ("UNREADABLE", why.clone()),
         Err(failure) => ("UNREADABLE", failure.chain.join(": ")),
     };
     if json {
@@ -173,12 +187,25 @@ fn show(
         return print_json(screen, &event);
     }
     let recorded = match looked {
-        Some(Looked::NotCounted) => "; it proves nothing here, because a cache may have answered",
+        Some(Looked::NotCounted) => "; it proves nothing here: nobody read it, or a cache may have answered",
         Some(Looked::Overtaken) => "; somebody else looked meanwhile",
         Some(Looked::Recorded(_)) | None => "",
     };
     screen.print(&format!("{} {}: {word} ({detail}){recorded}\n", package.package, package.name));
     Ok(())
+}
+
+/// Whether an error is about the archive, and not about what is read there.
+const fn concerns_all(class: ErrorClass) -> bool {
+    matches!(
+        class,
+        ErrorClass::Configuration
+            | ErrorClass::Authentication
+            | ErrorClass::Network
+            | ErrorClass::RemoteBusy
+            | ErrorClass::Cancelled
+            | ErrorClass::Bug
+    )
 }
 
 /// Restores packages, copies and records from the sidecars of an archive.
@@ -201,8 +228,16 @@ pub(super) async fn rebuild(
             if cancel.is_cancelled() {
                 return Err(JobError::new(FailureClass::Cancelled, "interrupted; what was restored so far stays"));
             }
-            let bytes = archive.read_sidecar(name).await.map_err(|error| told(&error.into()))?;
             sums.sidecars += 1;
+            let bytes = match archive.read_sidecar(name).await {
+                Ok(bytes) => bytes,
+                Err(error) if concerns_all(error.class) => return Err(told(&error.into())),
+                Err(error) => {
+                    sums.refused += 1;
+                    screen.note(&format!("{name}: {error}"));
+                    continue;
+                }
+            };
             let (package, copy) =
                 match Sidecar::from_json(&bytes).map_err(|e| e.to_string()).and_then(|s| restored(s, from)) {
                     Ok(read) => read,
@@ -218,7 +253,8 @@ pub(super) async fn rebuild(
                     sums.copies += done.new_copies;
                     sums.records += done.new_records;
                 }
-                Err(error @ StoreError::Refused(_)) => {
+                // What is wrong with one package keeps no other from being restored.
+                Err(error @ (StoreError::Refused(_) | StoreError::NotFound { .. })) => {
                     sums.refused += 1;
                     screen.note(&format!("{name}: {error}"));
                 }

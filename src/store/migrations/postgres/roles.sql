@@ -58,7 +58,7 @@ CREATE OR REPLACE FUNCTION reaches_package(package BIGINT) RETURNS boolean LANGU
             WHERE p.id = package AND p.origin_location_id = ANY (my_locations()))
         OR EXISTS (SELECT 1 FROM transfer_request r JOIN data_transfer t
                 ON t.data_transfer_package_id = r.data_transfer_package_id
-            WHERE r.package_id = package AND t.queue_location_id = ANY (my_locations()))
+            WHERE r.package_id = package AND NOT r.withdrawn AND t.queue_location_id = ANY (my_locations()))
         OR EXISTS (SELECT 1 FROM long_term_archive_transfer t
             WHERE t.package_id = package AND t.queue_location_id = ANY (my_locations()))
         -- Also what was restored, which no work of this database brought here.
@@ -72,7 +72,7 @@ CREATE OR REPLACE FUNCTION reaches_copy(package BIGINT, location BIGINT) RETURNS
     SELECT location = ANY (my_locations())
         OR EXISTS (SELECT 1 FROM transfer_request r JOIN data_transfer t
                 ON t.data_transfer_package_id = r.data_transfer_package_id
-            WHERE r.package_id = package AND t.queue_location_id = ANY (my_locations())
+            WHERE r.package_id = package AND NOT r.withdrawn AND t.queue_location_id = ANY (my_locations())
                 AND location IN (t.origin_location_id, t.destination_location_id)
                 AND t.fence > 0 AND t.status NOT IN ('completed', 'failed'))
         OR EXISTS (SELECT 1 FROM long_term_archive_transfer t

@@ -94,7 +94,7 @@ FROM verification_record v
 WHERE v.found_digest = d.digest AND v.expected_digest = d.digest
     AND v.found_size_bytes = p.size_bytes AND v.expected_size_bytes = p.size_bytes
     AND (l.location_type <> 'long_term_archive' OR (
-        v.method IN ('read_back', 'scrub')
+        (v.method = 'read_back' OR (v.method = 'scrub' AND v.unread_reason IS NULL))
         AND (NOT v.cached OR l.cached_read_back_counts)
         AND (v.read_how IS NOT 'vouched' OR l.on_tape_readback = 'none'
             OR (l.on_tape_readback = 'checksum' AND v.unread_reason IS NULL))
@@ -194,3 +194,23 @@ CREATE INDEX long_term_archive_transfer_failed_of ON long_term_archive_transfer 
 -- database, and would be walked over all copies that are present there.
 DROP INDEX physical_copy_by_location;
 CREATE INDEX physical_copy_of_location ON physical_copy (location_id, id);
+
+-- What an older program brought into an archive was not read back there: it is looked at, and archived anew.
+UPDATE physical_copy SET verification = 'suspect', updated_at = CAST(unixepoch('subsec') * 1000000 AS INTEGER), changed_by = 'migration',
+    change_reason = 'no reading of the archive proves it'
+WHERE verification = 'verified' AND NOT EXISTS (SELECT 1 FROM proof v
+        WHERE v.package_id = physical_copy.package_id AND v.location_id = physical_copy.location_id)
+    AND location_id IN (SELECT id FROM data_location WHERE location_type = 'long_term_archive');
+UPDATE transfer_request SET withdrawn = 1 WHERE data_transfer_package_id IS NULL AND NOT withdrawn
+    AND destination_location_id IN (SELECT id FROM data_location WHERE location_type = 'long_term_archive');
+UPDATE data_transfer SET status = 'failed', error_class = 'configuration',
+    error_text = 'a transfer ends in a buffer; the archives get it from there', finished_at = CAST(unixepoch('subsec') * 1000000 AS INTEGER),
+    updated_at = CAST(unixepoch('subsec') * 1000000 AS INTEGER), changed_by = 'migration', change_reason = 'its destination is an archive'
+WHERE status IN ('pending', 'scheduled')
+    AND destination_location_id IN (SELECT id FROM data_location WHERE location_type = 'long_term_archive');
+
+-- The records of one piece of work, for `show`.
+CREATE INDEX verification_record_of_transfer ON verification_record (data_transfer_id, id)
+    WHERE data_transfer_id IS NOT NULL;
+CREATE INDEX verification_record_of_archive ON verification_record (long_term_archive_transfer_id, id)
+    WHERE long_term_archive_transfer_id IS NOT NULL;
