@@ -162,7 +162,8 @@ fn a_corrupt_origin_is_found() {
     std::fs::write(data.join("a file"), b"some bytes").expect("write");
     let done = start(&scene, &[], Some(&data), Some("origin")).wait(HANG);
     let said = said(&done);
-    let done = done.expect_code(exit::INTEGRITY);
+    // The others of its bundle arrived, and go on into the archive if the planner sees them in time.
+    let done = done.expect_one_of(&[exit::INTEGRITY, exit::PARTIAL]);
     assert!(said.contains("a file: NOT ARRIVED"), "{said}\n{}", done.stderr);
     let folder = std::fs::read_dir(scene.folder("tmp")).expect("list").next().expect("kept").expect("an entry").path();
     assert!(!folder.join("cologne/a file").exists(), "nothing of it was published");

@@ -34,21 +34,33 @@ fn through(test: &str, here: Block, there: Block, transport: Transport, args: &[
     let source = scene.join("source");
     build(&source, &TreeSpec::plain(20 << 20, 100), &mut seed(test));
     let mut all = Vec::new();
+    let possible = !matches!((here, there), (Block::Inbound, Block::Inbound));
     for push in [true, false] {
-        let dest = scene.join(if push { "pushed" } else { "pulled" });
-        let mut xfer = Xfer::new(&scene, Far::Sshd(&sshd), transport).inside(&hosts.here);
-        for arg in args {
-            xfer = xfer.arg(arg);
+        for attempt in 1.. {
+            let dest = scene.join(&format!("{}{attempt}", if push { "pushed" } else { "pulled" }));
+            let mut xfer = Xfer::new(&scene, Far::Sshd(&sshd), transport).inside(&hosts.here);
+            for arg in args {
+                xfer = xfer.arg(arg);
+            }
+            let done = xfer.run(push, &source, &dest).expect_code(exit::SUCCESS);
+            assert_same_tree(&source, &dest);
+            let events = done.events();
+            let reason = events.summary()["transport_reason"].to_string();
+            say(&format!("{test}: push {push}: {:?}, {reason}", events.transports()));
+            scene.assert_no_engine_left(Duration::from_secs(20));
+            // On a machine that is busy with other tests the far end may need longer than the 3 s for a call.
+            if possible && attempt < TRIES && reason.contains("nobody called") {
+                continue;
+            }
+            all.push(events);
+            break;
         }
-        let done = xfer.run(push, &source, &dest).expect_code(exit::SUCCESS);
-        assert_same_tree(&source, &dest);
-        let events = done.events();
-        say(&format!("{test}: push {push}: {:?}, {}", events.transports(), events.summary()["transport_reason"]));
-        all.push(events);
-        scene.assert_no_engine_left(Duration::from_secs(20));
     }
     Some(all)
 }
+
+/// Runs of which one must have had time for a direct link.
+const TRIES: u32 = 3;
 
 fn assert_direct(events: &[Events]) {
     for one in events {

@@ -373,9 +373,10 @@ async fn candidate(tx: &mut Tx, kind: Kind, queues: &[LocationId]) -> Result<Opt
     row.map(|row| row.int("id")).transpose()
 }
 
-/// `head` leaps from way to way: each step finds the first row behind the way of the one before. The zeroes added keep
-/// SQLite from comparing with another affinity than the index's, which would make it walk; and it joins crosswise in the
-/// order that is written, heads first.
+/// `head` leaps from way to way: each step finds the first row behind the way of the one before. It compares one column
+/// at a time: SQLite seeks to the first row that equals a row of values, and walks from there to the first that is above.
+/// The zeroes added keep it from comparing with another affinity than the index's, which would make it walk too; and it
+/// joins crosswise in the order that is written, heads first.
 fn candidate_text(kind: Kind, queues: usize, sqlite: bool) -> String {
     let mut seeds = String::new();
     for n in 1..=queues {
@@ -386,8 +387,22 @@ fn candidate_text(kind: Kind, queues: usize, sqlite: bool) -> String {
         Kind::Transfer => (&["route_id", "origin_location_id", "destination_location_id"], ROUTE_OPEN),
         Kind::Archive => (&["origin_location_id"], ""),
     };
-    let of = |alias: &str, plus: &str| way.iter().map(|c| format!("{alias}.{c}{plus}")).collect::<Vec<_>>().join(", ");
-    let order = |alias: &str| format!("{}, {alias}.priority DESC, {alias}.id", of(alias, ""));
+    let of = |alias: &str| way.iter().map(|c| format!("{alias}.{c}")).collect::<Vec<_>>().join(", ");
+    let order = |alias: &str| format!("{}, {alias}.priority DESC, {alias}.id", of(alias));
+    // The next destination of this route and origin, else the next origin of this route, else the next route.
+    let next = |equal: usize| {
+        let same: String = way[..equal].iter().map(|c| format!(" AND n.{c} = t.{c} + 0")).collect();
+        format!(
+            "(SELECT n.id FROM {table} n {index} WHERE n.status = 'scheduled' \
+             AND n.queue_location_id = t.queue_location_id + 0{same} AND n.{c} > t.{c} + 0 ORDER BY {}, {} LIMIT 1)",
+            way[equal..].iter().map(|c| format!("n.{c}")).collect::<Vec<_>>().join(", "),
+            "n.priority DESC, n.id",
+            c = way[equal],
+        )
+    };
+    let leap = (0..way.len()).rev().map(next).collect::<Vec<_>>().join(", ");
+    // Of one value there is nothing to choose, and SQLite's function wants two.
+    let leap = if way.len() > 1 { format!("coalesce({leap})") } else { leap };
     let (route_running, place_running) = if sqlite {
         (SQLITE_ROUTE_RUNNING.to_owned(), [sqlite_running_at("o"), sqlite_running_at("d")])
     } else {
@@ -398,9 +413,7 @@ fn candidate_text(kind: Kind, queues: usize, sqlite: bool) -> String {
         "WITH RECURSIVE q(id) AS (VALUES {seeds}), head(id) AS (\
          SELECT (SELECT t.id FROM {table} t {index} WHERE t.status = 'scheduled' AND t.queue_location_id = q.id \
          ORDER BY {first} LIMIT 1) FROM q \
-         UNION ALL SELECT (SELECT n.id FROM {table} n {index} WHERE n.status = 'scheduled' \
-         AND n.queue_location_id = t.queue_location_id AND ({next}) > ({last}) ORDER BY {following} LIMIT 1) \
-         FROM head h CROSS JOIN {table} t WHERE t.id = h.id), \
+         UNION ALL SELECT {leap} FROM head h CROSS JOIN {table} t WHERE t.id = h.id), \
          open AS (SELECT t.* FROM head h CROSS JOIN {table} t {place} \
          JOIN data_location o ON o.id = t.origin_location_id JOIN data_location d ON d.id = t.destination_location_id \
          JOIN site s ON s.id = o.site_id JOIN site e ON e.id = d.site_id \
@@ -408,9 +421,6 @@ fn candidate_text(kind: Kind, queues: usize, sqlite: bool) -> String {
          AND (o.max_concurrent IS NULL OR {at_origin} < o.max_concurrent) \
          AND (d.max_concurrent IS NULL OR {at_destination} < d.max_concurrent)",
         first = order("t"),
-        next = of("n", ""),
-        last = of("t", " + 0"),
-        following = order("n"),
     );
     if kind == Kind::Transfer {
         let _ = write!(
@@ -429,7 +439,7 @@ fn candidate_text(kind: Kind, queues: usize, sqlite: bool) -> String {
             ") SELECT p.id FROM (SELECT * FROM open ORDER BY priority DESC, id) w CROSS JOIN LATERAL (\
              SELECT t.id FROM {table} t WHERE t.status = 'scheduled' AND t.queue_location_id = w.queue_location_id{same} \
              ORDER BY {}, t.priority DESC, t.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED) p LIMIT 1",
-            of("t", "")
+            of("t")
         );
     }
     text
@@ -713,11 +723,15 @@ async fn members(tx: &mut Tx, terms: &Terms, rows: &[WorkRow]) -> Result<BTreeMa
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::model::Operation;
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    };
 
-    /// The plan leaps over the claim index and touches rows by key, whatever the tables hold. Seen to fail without the
-    /// zeroes in the row comparison (the plan then walks the rows of a route).
+    use super::*;
+    use crate::{model::Operation, store::Db};
+
+    /// The plan leaps over the claim index and touches rows by key, whatever the tables hold.
     #[tokio::test]
     async fn no_statement_of_a_claim_walks_over_rows_that_wait() {
         let dir = tempfile::tempdir().unwrap();
@@ -726,7 +740,7 @@ mod tests {
         for (kind, leap) in [
             (
                 Kind::Transfer,
-                "data_transfer_claim (queue_location_id=? AND (route_id,origin_location_id,destination_location_id)>(?,?,?))",
+                "data_transfer_claim (queue_location_id=? AND route_id=? AND origin_location_id=? AND destination_location_id>?)",
             ),
             (Kind::Archive, "long_term_archive_transfer_claim (queue_location_id=? AND origin_location_id>?)"),
         ] {
@@ -740,6 +754,36 @@ mod tests {
                 assert!(walked.is_none_or(|w| ["2", "q", "h", "open"].contains(&w)), "{plan:#?}");
             }
         }
+    }
+
+    /// Seen to fail with the columns of a way compared as one row of values: ten thousand steps then, where one is enough.
+    #[tokio::test]
+    async fn a_long_way_costs_a_claim_no_more_than_a_short_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&format!("sqlite:{}", dir.path().join("x.db").display())).await.unwrap();
+        let Db::Sqlite(db) = &store.db else { panic!("not SQLite") };
+        let mut connection = db.writer.acquire().await.unwrap();
+        let fill = "PRAGMA foreign_keys = OFF; PRAGMA recursive_triggers = OFF; DROP TRIGGER data_transfer_birth; \
+            DROP TRIGGER data_transfer_chain; DROP TRIGGER data_transfer_bundle; \
+            DROP TRIGGER data_transfer_born; \
+            WITH RECURSIVE s(n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM s WHERE n < 10000) \
+            INSERT INTO data_transfer (data_transfer_package_id, route_id, origin_location_id, destination_location_id, \
+            queue_location_id, ready, status, bytes_total, changed_by, change_reason) \
+            SELECT n, 1, 1, 2, 1, 1, 'scheduled', 1, 'test', 'test' FROM s";
+        sqlx::raw_sql(fill).execute(&mut *connection).await.unwrap();
+        let steps = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&steps);
+        let mut handle = connection.lock_handle().await.unwrap();
+        handle.set_progress_handler(10, move || {
+            counted.fetch_add(10, Ordering::Relaxed);
+            true
+        });
+        drop(handle);
+        let text = candidate_text(Kind::Transfer, 1, true);
+        let query = sqlx::query(sqlx::AssertSqlSafe(text.replace("now_us()", crate::store::sqlite::NOW_US)));
+        query.bind(1_i64).fetch_all(&mut *connection).await.unwrap();
+        let steps = steps.load(Ordering::Relaxed);
+        assert!((10..2000).contains(&steps), "{steps} instructions");
     }
 
     #[test]

@@ -110,6 +110,7 @@ mod tests {
             assert_eq!(patience.look(&rows, at), None, "{bytes}");
         }
         let mut rows = [row(Some((Status::Completed, 100, None))), row(None)];
+        rows[0].stands = PackageState::Archived;
         assert_eq!(patience.look(&rows, at), None);
         assert_eq!(patience.look(&rows, at + LONGEST - Duration::from_millis(1)), None);
         assert!(matches!(patience.look(&rows, at + LONGEST), Some(Hopeless::Still(row)) if row.transfer.is_none()));
