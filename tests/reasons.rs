@@ -88,11 +88,15 @@ fn every_reason(backend: Backend) {
 
     let now = world.runtime.block_on(store.now()).expect("the time").micros();
     world.runtime.block_on(store.close());
-    world.execute(&format!(
+    // Again with each look: a worker there says with every heartbeat what is free.
+    let fill = format!(
         "UPDATE data_location SET free_bytes = 1, free_bytes_at = {now}, changed_by = 'test', change_reason = 'full' \
          WHERE queue_stem = 'cologne_buffer'"
-    ));
-    let full = until_told(&world, missing, "destination_full");
+    );
+    let full = until(&world, missing, "destination_full", |reasons| {
+        world.execute(&fill);
+        reasons.iter().find(|r| r["kind"] == "destination_full").cloned()
+    });
     assert_eq!(full["location"], "cologne/buffer");
     world.execute(
         "UPDATE data_location SET free_bytes = NULL, free_bytes_at = NULL, changed_by = 'test', change_reason = 'room' \
