@@ -140,7 +140,7 @@ fn a_corrupt_destination_is_found() {
     assert!(done.stderr.contains("a file differs"), "{}", done.stderr);
 }
 
-/// Seen to fail with the archive left out of the comparison.
+/// Catches an archive that is left out of the comparison.
 #[test]
 #[cfg(feature = "faults")]
 fn a_corrupt_archive_is_found() {

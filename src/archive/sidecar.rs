@@ -445,7 +445,7 @@ mod tests {
         assert!(sidecar.verification[0].is_equal());
     }
 
-    /// Seen to fail with the digest of the content not compared.
+    /// Catches a digest of the content that is not compared.
     #[test]
     fn a_torn_or_changed_one_is_known() {
         let text = example().to_json().unwrap();

@@ -756,7 +756,7 @@ mod tests {
         }
     }
 
-    /// Seen to fail with the columns of a way compared as one row of values: ten thousand steps then, where one is enough.
+    /// With the columns of a way compared as one row of values there would be ten thousand steps, where one is enough.
     #[tokio::test]
     async fn a_long_way_costs_a_claim_no_more_than_a_short_one() {
         let dir = tempfile::tempdir().unwrap();

@@ -504,7 +504,7 @@ const WORK_OF_PACKAGE: &str = "
 mod tests {
     use super::*;
 
-    /// Seen to fail with `status` alone where it is `status || ''`: all rows of that status are then walked over for each
+    /// With `status` alone where it is `status || ''` all rows of that status would be walked over for each
     /// package.
     #[tokio::test]
     async fn the_state_of_a_package_is_found_in_its_own_rows() {

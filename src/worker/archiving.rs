@@ -675,7 +675,7 @@ mod tests {
         assert_eq!(bytes, 5);
     }
 
-    /// Seen to fail with the first claim allowed to replace.
+    /// Catches a first claim that may replace.
     #[tokio::test]
     async fn other_bytes_are_replaced_by_whoever_may_have_put_them() {
         let taken = || Memory { bytes: Mutex::new(Some(b"other".to_vec())), ..Memory::default() };

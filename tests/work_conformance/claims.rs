@@ -235,7 +235,7 @@ fn open(room: u32) -> OpenQueue {
     OpenQueue { queue: QUEUE.parse().expect("a queue"), room }
 }
 
-/// Seen to fail with the limits left out of `claim_some`: three then run where two may.
+/// Catches limits that `claim_some` leaves out: more would run than may.
 pub(crate) async fn several_come_at_once_where_nothing_limits_them(bed: &Bed) {
     bed.apply_topology().await;
     let lift = "UPDATE data_location SET max_concurrent = NULL, changed_by = 'test', change_reason = 'test'";

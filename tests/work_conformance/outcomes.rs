@@ -86,7 +86,7 @@ pub(crate) async fn a_replayed_outcome_counts_once(bed: &Bed) {
     assert_eq!(bed.int(&format!("SELECT retry_count FROM data_transfer WHERE id = {transfer}")).await, 1);
 }
 
-/// Seen to fail with the judgement left out of `finish_completed`: the overtaken outcome then counts.
+/// Catches a judgement that `finish_completed` leaves out: the overtaken outcome would count.
 pub(crate) async fn of_several_outcomes_each_gets_its_own_answer(bed: &Bed) {
     bed.apply_topology().await;
     let session = enrol(&bed.store, "w", &[QUEUE]).await;

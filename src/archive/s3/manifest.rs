@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(parse(&bytes_of(&members())).unwrap(), members());
     }
 
-    /// Seen to fail with the count of entries not compared.
+    /// Catches a count of entries that is not compared.
     #[test]
     fn a_manifest_that_is_torn_or_strange_is_refused() {
         let good = String::from_utf8(bytes_of(&members())).unwrap();
