@@ -18,9 +18,10 @@
 //! with its class. The others of the bundle are moved all the same: their copies and records are written with that outcome,
 //! and the next attempt finds them equal. Any other failure (the link, a full disk, settings) ends the attempt where it is.
 //!
-//! **Order of things.** A hint (or the poll) and a free slot -> `claim_next` -> the hint is acknowledged -> the attempt runs,
-//! its lease is renewed beside it -> its outcome is written to this machine's disk and then to the database, and stays on
-//! the disk while the database is away. Nothing new is claimed while such an outcome waits.
+//! **Order of things.** A hint (or the poll) and free slots -> one claim for as many -> the hint is acknowledged -> the
+//! attempts run, their leases are renewed beside them -> an outcome is written to this machine's disk and then, with others
+//! that end now, to the database, and stays on the disk while the database is away. Nothing new is claimed while such an
+//! outcome waits.
 //!
 //! **Ends of an attempt.** Overtaken: nothing is written. Cancelled: the engine is stopped at once. Draining: it may finish
 //! within a limit, then it is handed back. A panic is caught and recorded with its backtrace as class bug; the daemon

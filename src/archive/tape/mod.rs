@@ -35,6 +35,9 @@
 //!
 //! The source is hashed, put, and must be unchanged after that. Then `stat` is asked until it says `on_tape`; a put that was cut
 //! off goes on with that. How a reading is done is a setting, and every reading says it ([`Readback`]).
+//!
+//! What is not so yet: what an earlier `put` left half-written is known by its reading alone, so under [`Readback::None`] it
+//! would be taken for whole; and a repair puts another object with each attempt.
 
 mod ask;
 mod pack;
