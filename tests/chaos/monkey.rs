@@ -32,6 +32,8 @@ pub(crate) struct Monkey<'a> {
     left: u64,
     next: Instant,
     transfers: u64,
+    /// Whether a worker was killed that had something.
+    has_cut_in: bool,
     done: Done,
     channel: Option<Channel>,
     /// What killed daemons had said.
@@ -77,6 +79,7 @@ impl<'a> Monkey<'a> {
             left: transfers / 2 + 2,
             next: now,
             transfers,
+            has_cut_in: false,
             done: Done::default(),
             channel: None,
             said: Vec::new(),
@@ -95,8 +98,9 @@ impl<'a> Monkey<'a> {
         // Who hits nobody at work proves nothing.
         if self.left > 0 && now >= self.next && !owners.is_empty() {
             self.next = now + Duration::from_millis(100 + self.rng.below(700));
-            self.left -= 1;
             self.strike(&owners);
+            // Chance alone may strike only those that had just ended what they did.
+            self.left -= u64::from(self.has_cut_in);
         }
         if self.world.backend == Backend::Servers {
             let over = "FROM data_transfer WHERE status = 'completed'";
@@ -142,6 +146,7 @@ impl<'a> Monkey<'a> {
     fn strike(&mut self, owners: &[Vec<String>]) {
         // Workers are hit oftener, and most of all those that have something.
         let chosen = match self.rng.below(6) {
+            _ if !self.has_cut_in => self.rng.pick(owners)[0].as_str(),
             0 => MANAGERS[self.rng.index(MANAGERS.len())],
             1 => WORKERS[self.rng.index(WORKERS.len())],
             _ => self.rng.pick(owners)[0].as_str(),
@@ -150,7 +155,7 @@ impl<'a> Monkey<'a> {
         if daemon.frozen || daemon.running.is_none() {
             return;
         }
-        if self.rng.below(3) == 0 {
+        if self.has_cut_in && self.rng.below(3) == 0 {
             daemon.running.as_ref().expect("just seen").signal(Signal::STOP);
             daemon.again = Instant::now() + Duration::from_millis(500 + self.rng.below(6_000));
             daemon.frozen = true;
@@ -163,6 +168,8 @@ impl<'a> Monkey<'a> {
                 self.done.killed_managers += 1;
             } else {
                 self.done.killed_workers += 1;
+                let held = format!("FROM data_transfer WHERE status = 'in_progress' AND claimed_by = '{}'", daemon.name);
+                self.has_cut_in |= self.world.number("count(*)", &held) > 0;
             }
         }
     }
