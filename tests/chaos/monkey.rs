@@ -168,7 +168,8 @@ impl<'a> Monkey<'a> {
                 self.done.killed_managers += 1;
             } else {
                 self.done.killed_workers += 1;
-                let held = format!("FROM data_transfer WHERE status = 'in_progress' AND claimed_by = '{}'", daemon.name);
+                let held =
+                    format!("FROM data_transfer WHERE status = 'in_progress' AND claimed_by = '{}'", daemon.name);
                 self.has_cut_in |= self.world.number("count(*)", &held) > 0;
             }
         }
