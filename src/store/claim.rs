@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::{
     Backend, LeaseClock, Store, StoreError, limits,
-    many::{any_of, with_ids},
+    many::{any_of, off_index, with_ids},
     sql::{Row, Tx, Value, args},
     work::{EndedFence, Kind, WorkRow},
     workers::{WorkerSession, micros},
@@ -336,10 +336,11 @@ async fn look_and_claim(
         "UPDATE {} SET status = 'in_progress', fence = fence + 1, attempt = attempt + 1, owner = $1, \
              claimed_by = $2, claimed_at = now_us(), lease_until = coalesce($3, now_us()) + $4, lease_boot = $5, lease_us = $4, \
              updated_at = now_us(), changed_by = $2, change_reason = 'claimed' \
-             WHERE id IN ({}) AND status = 'scheduled' AND EXISTS (SELECT 1 FROM worker w \
+             WHERE id IN ({}) AND {} = 'scheduled' AND EXISTS (SELECT 1 FROM worker w \
              WHERE w.id = $1 AND w.boot_nonce = $6 AND w.state = 'active') RETURNING id, fence, attempt, claimed_at",
         kind.table(),
-        any_of(7, rows.len())
+        any_of(7, rows.len()),
+        off_index("status")
     );
     let args = args![session.id, &session.name, clock.now_us, micros(lease), &clock.boot, &session.boot_nonce];
     let mut claimed = BTreeMap::new();

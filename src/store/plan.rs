@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     Backend, Store, StoreError,
-    many::{Alias, any_of, distinct, locked, numbers, skip_locked, with_ids},
+    many::{Alias, any_of, distinct, locked, numbers, off_index, skip_locked, with_ids},
     network::network,
     sql::{Row, Tx, Value, args},
     wakeups::Wakeup,
@@ -561,8 +561,9 @@ pub(super) async fn begin_packages(
     let lock = locked(tx);
     let text = format!(
         "UPDATE raw_data_package SET state = 'transferring', updated_at = now_us(), changed_by = $1, change_reason = $2
-        WHERE id IN (SELECT id FROM raw_data_package WHERE id IN ({names}) AND state IN ('waiting', 'failed')
-            ORDER BY id{lock})"
+        WHERE id IN (SELECT id FROM raw_data_package WHERE id IN ({names}) AND {} IN ('waiting', 'failed')
+            ORDER BY id{lock})",
+        off_index("state")
     );
     tx.execute(text, &with_ids(args![actor, reason], packages)).await?;
     Ok(())

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use super::{
     Store, StoreError,
     claim::breaker_lets_through,
-    many::{Alias, any_of, distinct, numbers, skip_locked, with_ids},
+    many::{Alias, any_of, distinct, numbers, off_index, skip_locked, with_ids},
     sql::{Row, Tx, args},
     wakeups::Wakeup,
     work::{Kind as WorkKind, WorkRow},
@@ -388,8 +388,8 @@ async fn publish(tx: &mut Tx, queue: &Served, ids: &[i64], actor: &str) -> Resul
     let text = format!(
         "UPDATE {table} SET status = 'scheduled', scheduled_at = now_us(), updated_at = now_us(), changed_by = $1,
             change_reason = 'offered'
-        WHERE id IN ({names}) AND {} RETURNING id",
-        pending(queue.kind)
+        WHERE id IN ({names}) AND {} = 'pending' RETURNING id",
+        off_index("status")
     );
     let rows = tx.rows(text, &with_ids(args![actor], ids.iter().copied())).await?;
     let offered = rows.iter().map(|row| row.int("id")).collect::<Result<Vec<_>, _>>()?;

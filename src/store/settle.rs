@@ -10,7 +10,7 @@ use super::{
     Store, StoreError,
     archiving::{Archives, look_for_another_source, require},
     list::class,
-    many::{Alias, any_of, locked, skip_locked, with_ids},
+    many::{Alias, any_of, locked, off_index, skip_locked, with_ids},
     network::network,
     plan::{Chain, Turn, begin_packages, destination, insert_hops, turn},
     schedule::count,
@@ -115,7 +115,7 @@ impl Store {
         let mut tx = self.write().await?;
         let lock = skip_locked(&tx, Alias::Work);
         let names = any_of(1, ids.len());
-        let unsettled = "t.status IN ('completed', 'failed') AND NOT t.settled";
+        let unsettled = format!("{} IN ('completed', 'failed') AND NOT t.settled", off_index("t.status"));
         let mut packages = Vec::new();
         let mut held = Vec::new();
         match kind {
@@ -453,8 +453,9 @@ pub(super) async fn keep_states(tx: &mut Tx, packages: &[i64], actor: &str, reas
         for ((from, to), ids) in moves {
             let text = format!(
                 "UPDATE raw_data_package SET state = $1, updated_at = now_us(), changed_by = $2, change_reason = $3
-                WHERE state = $4 AND id IN ({})",
-                any_of(5, ids.len())
+                WHERE id IN ({}) AND {} = $4",
+                any_of(5, ids.len()),
+                off_index("state")
             );
             changed += count(tx.execute(text, &with_ids(args![to, actor, reason, from], ids)).await?);
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{
     StoreError,
-    many::{any_of, with_ids},
+    many::{any_of, off_index, with_ids},
     sql::{Row, Tx, Value, args},
 };
 use crate::model::{ArchiveTransferId, Fence, LocationId, Operation, RouteId, Status, Timestamp, TransferId, Work};
@@ -254,12 +254,13 @@ impl WorkRow {
              SELECT t.id, t.fence, t.attempt, (SELECT w.id FROM worker w WHERE w.name = t.claimed_by), \
                  coalesce(t.claimed_by, 'unknown'), coalesce(t.claimed_at, now_us()), now_us(), 'lost_worker', $1, \
                  t.bytes_done \
-             FROM {table} t WHERE t.id IN ({names}) AND t.status IN ('pending', 'scheduled', 'in_progress') \
+             FROM {table} t WHERE t.id IN ({names}) AND {status} IN ('pending', 'scheduled', 'in_progress') \
                  AND t.fence > 0 AND t.attempt > 0 \
                  AND NOT EXISTS (SELECT 1 FROM attempt a WHERE a.{reference} = t.id AND a.fence = t.fence)",
             reference = kind.reference(),
             table = kind.table(),
-            names = any_of(2, ids.len())
+            names = any_of(2, ids.len()),
+            status = off_index("t.status")
         );
         tx.execute(text, &with_ids(args![chain], ids.iter().copied())).await?;
         Ok(())
