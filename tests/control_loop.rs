@@ -609,6 +609,18 @@ fn one_bad_package_holds_up_no_other_of_its_bundle() {
     let shown = world.history("t1").to_string();
     assert!(shown.contains("2 of 4 packages failed, the first"), "{shown}");
     assert!(shown.contains("a: ") || shown.contains("(a)"), "{shown}");
+    // Those that arrived have not failed with it.
+    let end = Instant::now() + HANG;
+    loop {
+        let listed = lines(&world.say(["list", "packages", "--json"]).stdout);
+        let failed = |name: &str| listed.iter().any(|p| p["name"] == name && p["state"] == "failed");
+        if bad.iter().all(|name| failed(name)) {
+            assert!(!failed("b") && !failed("d"), "{listed:?}");
+            break;
+        }
+        assert!(Instant::now() < end, "{listed:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]

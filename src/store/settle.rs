@@ -464,7 +464,7 @@ pub(super) async fn keep_states(tx: &mut Tx, packages: &[i64], actor: &str, reas
 }
 
 /// [`PackageWork`] of the package `p`. A hop that waits for one that failed does not live, and a failed one counts only
-/// where nothing took its place. A copy in an archive that went bad is a failure until it is repaired.
+/// where nothing took its place, and for those packages of its bundle that its last hop did not bring over. A copy in an archive that went bad is a failure until it is repaired.
 ///
 /// Each look is at the rows of this package alone. `status || ''` keeps a database from looking through all rows of a
 /// status instead, and `<> 'failed'` and `NOT withdrawn` let it use the indexes that leave those out.
@@ -486,7 +486,13 @@ const WORK_OF_PACKAGE: &str = "
         WHERE r.package_id = p.id AND NOT r.withdrawn AND t.status || '' = 'failed'
             AND NOT EXISTS (SELECT 1 FROM data_transfer n
                 WHERE n.data_transfer_package_id = t.data_transfer_package_id AND n.status <> 'failed'
-                    AND (n.hop = t.hop OR (n.hop < t.hop AND n.id > t.id))))
+                    AND (n.hop = t.hop OR (n.hop < t.hop AND n.id > t.id)))
+            AND (EXISTS (SELECT 1 FROM data_transfer l
+                    WHERE l.data_transfer_package_id = t.data_transfer_package_id AND l.hop > t.hop
+                        AND l.status <> 'failed')
+                OR NOT EXISTS (SELECT 1 FROM physical_copy c
+                    WHERE c.package_id = p.id AND c.location_id = t.destination_location_id
+                        AND c.status = 'present' AND c.verification = 'verified')))
         OR EXISTS (SELECT 1 FROM long_term_archive_transfer a WHERE a.package_id = p.id AND a.destination_location_id > 0
             AND a.status = 'failed' AND a.repair = 0 AND NOT EXISTS (SELECT 1 FROM long_term_archive_transfer n
                 WHERE n.package_id = p.id AND n.destination_location_id = a.destination_location_id AND n.id > a.id

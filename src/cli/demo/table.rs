@@ -45,7 +45,8 @@ impl Moving {
 
 impl Row {
     pub(super) fn is_over(&self) -> bool {
-        self.is_archived() || self.moving().is_some_and(|moving| moving.status == Status::Failed)
+        // The others of a bundle that failed may have arrived, and go on.
+        self.is_archived() || self.stands == PackageState::Failed
     }
 
     pub(super) fn is_archived(&self) -> bool {
