@@ -70,6 +70,14 @@ pub struct Turn {
     pub replace: bool,
 }
 
+impl Turn {
+    /// Whether what rests there may be what an attempt to replace put in the place of a corrupt copy, and died before it said
+    /// so: then it is read before another one is written. `is_replacement`: it lies where only a replacement does.
+    pub(in crate::archive) fn may_have_replaced(&self, is_replacement: bool) -> bool {
+        self.replace && (is_replacement || self.fence > 1)
+    }
+}
+
 /// Where a package is read from when it is put: a folder of this machine, below which its path is looked up.
 #[derive(Debug)]
 pub struct Source<'a> {

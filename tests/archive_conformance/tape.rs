@@ -92,6 +92,22 @@ impl TapeBed {
         found
     }
 
+    /// Removes the note that the put of the newest object ended well.
+    fn forget_note(&self, package: &Package) {
+        let mut at = self.objects(package).pop().expect("an object").into_os_string();
+        at.push(".ccat.done");
+        fs::remove_file(at).expect("there was a note");
+    }
+
+    /// Puts a package, and leaves half of it, as a put that was killed does.
+    async fn half_of(&self, package: &Package) {
+        put(self, package).await;
+        self.forget_note(package);
+        let at = self.objects(package).pop().expect("an object");
+        let bytes = fs::read(&at).expect("read");
+        fs::write(at, &bytes[..bytes.len() / 2]).expect("cut it off");
+    }
+
     fn staged(&self) -> usize {
         fs::read_dir(self.dir.path().join("staging")).expect("list").count()
     }
@@ -298,6 +314,65 @@ async fn what_is_not_read_says_why() {
     assert_eq!(reading.vouched_by.unwrap(), "not read: the library verifies at every write");
     let never = file(&bed, "never", b"never");
     assert_eq!(read(&bed, &never).await.unwrap_err().class, ErrorClass::MissingSource, "but it must be there");
+}
+
+/// Seen to fail with what lies there taken for whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_put_left_half_written_is_put_anew() {
+    let mut bed = TapeBed::new();
+    let reason = "the library verifies at every write".to_owned();
+    let ways = [Readback::None { reason }, Readback::Checksum(ChecksumAlgorithm::Sha256), Readback::Full];
+    for (n, readback) in (1..).zip(ways) {
+        bed.readback = readback;
+        let name = format!("{n}");
+        let package = file(&bed, &name, format!("some bytes of {n}").as_bytes());
+        if matches!(bed.readback, Readback::Checksum(_)) {
+            // There the sum is put first.
+            bed.half_of(&package).await;
+        } else {
+            bed.plant("put", "half 1");
+            put_as(&bed, &package, turn(n, 1)).await.unwrap_err();
+        }
+        let newest = |bed: &TapeBed| fs::read(bed.objects(&package).pop().unwrap()).unwrap();
+        assert_ne!(newest(&bed), fs::read(bed.origin().join(&name)).unwrap());
+        if matches!(bed.readback, Readback::None { .. }) {
+            let error = read(&bed, &package).await.unwrap_err();
+            assert_eq!(error.class, ErrorClass::MissingSource, "what was not put whole is not vouched for: {error}");
+        }
+        assert_eq!(put_as(&bed, &package, turn(n, 2)).await.unwrap(), Stored::Written { resumed_bytes: 0 });
+        assert_eq!(newest(&bed), fs::read(bed.origin().join(&name)).unwrap());
+        assert!(rests_well(&bed, &package).await);
+        assert_eq!(put_as(&bed, &package, turn(n, 3)).await.unwrap(), Stored::Found);
+    }
+}
+
+/// Seen to fail with another object for each attempt.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_object_that_only_lacks_its_note_is_read_and_kept() {
+    let mut bed = TapeBed::new();
+    let reason = "the library verifies at every write".to_owned();
+    let ways = [Readback::None { reason }, Readback::Checksum(ChecksumAlgorithm::Sha256), Readback::Full];
+    for (n, readback) in (1..).zip(ways) {
+        bed.readback = readback;
+        let package = file(&bed, format!("{n}"), format!("some bytes of {n}").as_bytes());
+        put(&bed, &package).await;
+        bed.forget_note(&package);
+        let again = put_as(&bed, &package, turn(n, 2)).await.unwrap();
+        let is_read = !matches!(bed.readback, Readback::None { .. });
+        assert_eq!((again == Stored::Found, bed.objects(&package).len() == 1), (is_read, is_read));
+        assert!(rests_well(&bed, &package).await);
+        // A repair that put its object and died, be it before the note or behind it.
+        let replace = |fence| Turn { replace: true, ..turn(7, fence) };
+        assert_eq!(put_as(&bed, &package, replace(1)).await.unwrap(), Stored::Written { resumed_bytes: 0 });
+        let objects = bed.objects(&package).len();
+        assert_eq!(put_as(&bed, &package, replace(2)).await.unwrap(), Stored::Found);
+        if is_read {
+            bed.forget_note(&package);
+            assert_eq!(put_as(&bed, &package, replace(3)).await.unwrap(), Stored::Found);
+        }
+        assert_eq!(bed.objects(&package).len(), objects);
+        assert!(rests_well(&bed, &package).await);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,7 @@
 #
 # ROOT/objects holds what is kept, ROOT/polls how often each object is still to be asked for before it is on tape.
 # ROOT/faults/COMMAND holds a fault and how often it strikes: `hang 1`, `exit-75 2`, `garbage 1`, `killed 1`, `wrong 1`,
-# `orphan 1`, `loud 1`.
+# `orphan 1`, `loud 1`, `half 1`.
 set -eu
 root=$1 command=$2
 shift 2
@@ -46,6 +46,11 @@ put)
         exit 73
     fi
     mkdir -p "${at%/*}" "$root/polls/${2%/*}"
+    if [ "$fault" = half ]; then
+        head -c $(($(stat -c %s "$1") / 2)) "$1" >"$at"
+        echo 0 >"$root/polls/$2"
+        kill -KILL $$
+    fi
     cp -- "$1" "$at.new"
     if [ "$fault" = wrong ]; then printf 'X' | dd of="$at.new" bs=1 seek=1 conv=notrunc 2>/dev/null; fi
     chmod 600 "$at.new"

@@ -46,6 +46,13 @@ pub(super) struct Asking<'a> {
     pub(super) templates: &'a Templates,
 }
 
+impl Latest {
+    /// Whether it was put in place of an older one.
+    pub(super) fn is_replacement(&self) -> bool {
+        self.nth > 0
+    }
+}
+
 fn nth_key(object: &str, nth: u32) -> String {
     if nth == 0 { object.to_owned() } else { format!("{object}.r{nth}") }
 }

@@ -7,6 +7,7 @@
 //! | `ab/cd/DIGEST-PATH/NAME` | a file, as it is |
 //! | `ab/cd/DIGEST-PATH/NAME.tar` | a tree, packed (see `pack.rs`) |
 //! | the same and `.ccat.sum` | what the checksum command must answer; only where it is asked |
+//! | the same and `.ccat.done` | a note that the put ended well, and of which piece of work |
 //! | the first and `.ccat.json` | the sidecar |
 //!
 //! The folder is that of the archive on disk. NAME is the package's name with all but letters, digits and `._-+=@` as `%` and
@@ -33,11 +34,16 @@
 //!
 //! # Put and reading
 //!
-//! The source is hashed, put, and must be unchanged after that. Then `stat` is asked until it says `on_tape`; a put that was cut
-//! off goes on with that. How a reading is done is a setting, and every reading says it ([`Readback`]).
+//! The source is hashed, put, and must be unchanged after that. Then the note is put, and `stat` is asked until it says
+//! `on_tape`; a put that was cut off behind the note goes on with that. How a reading is done is a setting, and every reading
+//! says it ([`Readback`]).
 //!
-//! What is not so yet: what an earlier `put` left half-written is known by its reading alone, so under [`Readback::None`] it
-//! would be taken for whole; and a repair puts another object with each attempt.
+//! An object without its note is what a put that never ended has left, or one that died in the moment before the note. Where
+//! objects are read it stays if it reads as it should, and gets its note; otherwise, and always under [`Readback::None`], the
+//! package is put anew under the next key. Under [`Readback::None`] nothing counts as read without its note, either.
+//!
+//! A repair whose attempt died may have put its object already. So the next one reads the highest before it puts another, and
+//! keeps it if it reads as it should; under [`Readback::None`], if its note is of the same piece of work.
 
 mod ask;
 mod pack;

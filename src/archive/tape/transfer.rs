@@ -20,7 +20,7 @@ use super::{
         watch::{Watch, blocking, observer},
     },
     Work,
-    ask::{Asking, sidecar_of},
+    ask::{Asking, Latest, State, sidecar_of},
     pack::{self, Packer},
     run::run,
     staging::Staging,
@@ -29,7 +29,7 @@ use super::{
 use crate::{
     chunk::{Digest, RelPath},
     disk::{DiskError, Root, SourceFile, read_back_watched},
-    engine::{FailureClass, MeasureError, Options, copy_here, measure, measure_by},
+    engine::{FailureClass, JobId, MeasureError, Options, copy_here, measure, measure_by},
     model::{ErrorClass, PackageKind},
 };
 
@@ -38,6 +38,18 @@ const OBJECT: &str = "object";
 /// No sidecar is longer.
 const MAX_SIDECAR_BYTES: u64 = 16 << 20;
 const BUFFER_BYTES: usize = 1 << 20;
+
+/// A note says little.
+const MAX_NOTE_BYTES: u64 = 4096;
+
+/// What was found of an object.
+struct Found {
+    digest: Digest,
+    size_bytes: u64,
+    file_count: u64,
+    how: ReadHow,
+    vouched_by: Option<String>,
+}
 
 /// What is put: a file of this machine, verified, and what keeps its path good.
 struct Ready {
@@ -57,7 +69,9 @@ impl Work {
     ) -> Result<Stored, ArchiveError> {
         let asking = self.asking();
         let latest = asking.latest(&self.object, &self.cancel).await?;
-        if let (Some(latest), false) = (&latest, turn.replace) {
+        if let Some(latest) = &latest
+            && self.may_stay(latest, turn).await?
+        {
             asking.await_tape(&latest.key, &self.cancel).await?;
             return Ok(Stored::Found);
         }
@@ -80,9 +94,62 @@ impl Work {
             origin.check_unchanged().map_err(|e| failure::of_source(&what, &e))?;
         }
         drop(ready);
+        self.note(&key, turn).await?;
         self.asking().await_tape(&key, &self.cancel).await?;
         progress.advance(self.package.size_bytes);
         Ok(Stored::Written { resumed_bytes: 0 })
+    }
+
+    /// Whether what lies there already is not to be put anew.
+    async fn may_stay(&self, latest: &Latest, turn: &Turn) -> Result<bool, ArchiveError> {
+        let is_noted = self.is_noted(&latest.key).await?;
+        if is_noted && !turn.replace {
+            return Ok(true);
+        }
+        // No claim before this one can have replaced it.
+        if turn.replace && !turn.may_have_replaced(latest.is_replacement()) {
+            return Ok(false);
+        }
+        let may_stay = match self.settings.readback {
+            Readback::None { .. } => is_noted && self.is_noted_by(&latest.key, turn).await?,
+            Readback::Full | Readback::Checksum(_) => self.reads_well(&latest.key).await?,
+        };
+        if may_stay && !is_noted {
+            self.note(&latest.key, turn).await?;
+        }
+        Ok(may_stay)
+    }
+
+    /// Whether an object reads as it should. What cannot be read for a reason of its own does not.
+    async fn reads_well(&self, key: &str) -> Result<bool, ArchiveError> {
+        let expected = Digest(self.package.expected.value);
+        let unseen = Arc::new(Watch::default());
+        match self.clone().found(key, &unseen).await {
+            Ok(found) => Ok(found.digest == expected),
+            Err(error) => match error.class {
+                ErrorClass::MissingSource
+                | ErrorClass::CorruptInFlight
+                | ErrorClass::CorruptAtSource
+                | ErrorClass::DestinationDiffers
+                | ErrorClass::Network => Ok(false),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Notes that the put of an object ended well. An object without that is the rest of one that did not.
+    async fn note(&self, key: &str, turn: &Turn) -> Result<(), ArchiveError> {
+        self.put_small(&note_of(key), job_line(turn).as_bytes()).await
+    }
+
+    async fn is_noted(&self, key: &str) -> Result<bool, ArchiveError> {
+        Ok(self.asking().state(&note_of(key), &self.cancel).await? != State::Missing)
+    }
+
+    /// Whether an attempt of this piece of work put it.
+    async fn is_noted_by(&self, key: &str, turn: &Turn) -> Result<bool, ArchiveError> {
+        let note = get_small(&self.asking(), &note_of(key), MAX_NOTE_BYTES).await?;
+        Ok(note == job_line(turn).as_bytes())
     }
 
     /// Reads the source, which must be what was registered. A tree is packed on the way.
@@ -179,7 +246,7 @@ impl Work {
     /// Puts bytes as an object of their own. One that is there already is left as it is.
     async fn put_small(&self, key: &str, bytes: &[u8]) -> Result<(), ArchiveError> {
         let asking = self.asking();
-        if asking.state(key, &self.cancel).await? != super::ask::State::Missing {
+        if asking.state(key, &self.cancel).await? != State::Missing {
             return Ok(());
         }
         let (staging, bytes) = (self.settings.staging.clone(), bytes.to_vec());
@@ -203,38 +270,57 @@ impl Work {
         let Some(latest) = self.asking().latest(&self.object, &self.cancel).await? else {
             return Err(self.missing("read"));
         };
-        let reading = |digest, how, vouched_by| Reading {
+        let found = self.clone().found(&latest.key, watch).await?;
+        Ok(Reading {
+            digest: found.digest,
+            size_bytes: found.size_bytes,
+            file_count: found.file_count,
+            how: found.how,
+            vouched_by: found.vouched_by,
+            started_at,
+            ended_at: now(),
+        })
+    }
+
+    /// What is found of an object in the way that the settings want.
+    async fn found(self, key: &str, watch: &Arc<Watch>) -> Result<Found, ArchiveError> {
+        let vouched = |digest, by| Found {
             digest,
             size_bytes: self.package.size_bytes,
             file_count: self.package.file_count,
-            how,
-            vouched_by,
-            started_at,
-            ended_at: now(),
+            how: ReadHow::Vouched,
+            vouched_by: Some(by),
         };
         let expected = Digest(self.package.expected.value);
         match &self.settings.readback {
             Readback::Full => {
                 let (this, watched) = (self.clone(), Arc::clone(watch));
-                let staging = self.get(&latest.key).await?;
+                let staging = self.get(key).await?;
                 let held = blocking(move || this.hash(&staging, &watched)).await?;
-                Ok(Reading {
-                    size_bytes: held.size_bytes,
-                    file_count: held.file_count,
-                    ..reading(held.digest, ReadHow::Command, None)
-                })
+                let pack::Held { digest, size_bytes, file_count } = held;
+                Ok(Found { digest, size_bytes, file_count, how: ReadHow::Command, vouched_by: None })
             }
             Readback::Checksum(algorithm) => {
-                let said = self.asking().checksum(&latest.key, &self.cancel).await?;
+                let said = self.asking().checksum(key, &self.cancel).await?;
                 let wanted = match (self.package.kind, algorithm) {
                     (PackageKind::File, ChecksumAlgorithm::Blake3) => self.package.expected.hex(),
-                    _ => self.sum_of(&latest.key).await?,
+                    _ => self.sum_of(key).await?,
                 };
                 let found = said.parse::<Digest>().ok().filter(|_| said != wanted);
-                let vouched = format!("{} by the tape system's own checksum", algorithm.word());
-                Ok(reading(found.unwrap_or(expected), ReadHow::Vouched, Some(vouched)))
+                let by = format!("{} by the tape system's own checksum", algorithm.word());
+                Ok(vouched(found.unwrap_or(expected), by))
             }
-            Readback::None { reason } => Ok(reading(expected, ReadHow::Vouched, Some(format!("not read: {reason}")))),
+            Readback::None { reason } if self.is_noted(key).await? => {
+                Ok(vouched(expected, format!("not read: {reason}")))
+            }
+            Readback::None { .. } => Err(ArchiveError::new(
+                ErrorClass::MissingSource,
+                format!(
+                    "{}: nothing is read there, and {key} has no note that its put ended well; archive it anew from \
+                     another copy",
+                    self.doing("read")
+                ),
+            )),
         }
     }
 
@@ -349,6 +435,16 @@ impl Work {
         let key = asking.next_key(&self.sidecar, latest.as_ref())?;
         self.put_small(&key, bytes).await
     }
+}
+
+/// The note beside an object.
+fn note_of(key: &str) -> String {
+    format!("{key}.ccat.done")
+}
+
+/// What a note says: whose work the put was, so that a later attempt of it knows its own.
+fn job_line(turn: &Turn) -> String {
+    format!("job {}\n", JobId(turn.job))
 }
 
 /// A path that means the same to another process: a command does not have our handles.
