@@ -97,6 +97,14 @@ pub trait Progress: fmt::Debug + Send + Sync {
     fn chunk(&self, _index: u64, _value: ChunkValue) {}
 }
 
+/// What is no progress of the work that it is done for.
+#[derive(Clone, Copy, Debug)]
+pub struct Unseen;
+
+impl Progress for Unseen {
+    fn advance(&self, _: u64) {}
+}
+
 /// What an archive holds of a package, as read from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reading {

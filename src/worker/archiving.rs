@@ -23,13 +23,13 @@ use super::{
     failure::End,
     fault,
     gauge::Gauge,
-    origin::{Origin, Staged, Unseen},
+    origin::{Origin, Staged},
     runner,
     scrub::{self, Seen},
 };
 use crate::{
     archive::{
-        self, Archive, ArchiveError, Package, ReadHow, Reading, Source, Stored, Turn,
+        self, Archive, ArchiveError, Package, ReadHow, Reading, Source, Stored, Turn, Unseen,
         sidecar::{Chunks, Described, Provenance, Sidecar, Step, Verified},
     },
     chunk::{Digest, RelPath},
@@ -120,6 +120,7 @@ impl Archiving {
         let archive = self.archive(place).await?;
         let staged = Staged::new(&self.staging, claim)?;
         let root = Root::open(&staged.folder).map_err(|error| Failure::of_disk(&error, End::Destination))?;
+        // Copying out is no progress of a way in.
         let fetched = archive.fetch(package, &root, &Unseen, cancel).await;
         fetched.map_err(|error| {
             let from = format!("cannot copy the package out of {}/{}", place.site_short_name, place.name);

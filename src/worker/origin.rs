@@ -5,7 +5,7 @@ use std::{
 };
 
 use super::Failure;
-use crate::{archive::Progress, chunk::RelPath, disk::Root, model::ErrorClass, store::Claim};
+use crate::{chunk::RelPath, disk::Root, model::ErrorClass, store::Claim};
 
 /// What a package is read from.
 pub(super) struct Origin {
@@ -45,12 +45,4 @@ impl Drop for Staged {
             tracing::warn!(%error, folder = %self.folder.display(), "a copy out of an archive could not be removed");
         }
     }
-}
-
-/// Copying out is no progress of a way in.
-#[derive(Debug)]
-pub(super) struct Unseen;
-
-impl Progress for Unseen {
-    fn advance(&self, _: u64) {}
 }

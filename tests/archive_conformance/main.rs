@@ -34,6 +34,7 @@ macro_rules! archives {
                 what_does_not_rest_is_missing,
                 corruption_below_is_read_back,
                 a_corrupt_package_is_replaced_and_then_forgotten,
+                a_replacement_that_nobody_heard_of_is_found,
                 a_corrupt_package_is_not_copied_out,
                 a_package_is_copied_out_as_it_was,
                 sidecars_are_listed_in_order_and_read,

@@ -217,6 +217,26 @@ pub(crate) async fn a_corrupt_package_is_replaced_and_then_forgotten(bed: &dyn B
     }
 }
 
+/// An attempt that put the new bytes and died before it said so.
+pub(crate) async fn a_replacement_that_nobody_heard_of_is_found(bed: &dyn Bed) {
+    fs::create_dir(bed.origin().join("tree")).unwrap();
+    file(bed, "tree/a", b"a");
+    for package in [file(bed, "one", b"one"), register(bed, "tree")] {
+        put(bed, &package).await;
+        bed.corrupt(&package);
+        let replace = |fence| Turn { replace: true, ..turn_of(&package, fence) };
+        assert!(matches!(put_as(bed, &package, replace(2)).await.unwrap(), Stored::Written { .. }));
+        for fence in [3, 4] {
+            assert_eq!(put_as(bed, &package, replace(fence)).await.unwrap(), Stored::Found);
+            assert_eq!(bed.left_over(&package).len(), 1, "no copy more");
+        }
+        assert!(rests_well(bed, &package).await);
+        bed.corrupt(&package);
+        assert!(matches!(put_as(bed, &package, replace(5)).await.unwrap(), Stored::Written { .. }));
+        assert!(rests_well(bed, &package).await);
+    }
+}
+
 async fn copy_out(bed: &dyn Bed, package: &ccat_xfer::archive::Package, to: &Path) -> Result<(), ErrorClass> {
     let folder = Root::open(to).unwrap();
     let done = bed.archive().fetch(package, &folder, &Count::default(), &CancellationToken::new()).await;

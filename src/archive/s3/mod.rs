@@ -16,7 +16,8 @@
 //!
 //! **Replacing.** A corrupt package is not touched: the new bytes get the next generation's keys (`PATH.DIGEST.r1` and so
 //! on), and the highest generation that is whole is the package. A crash leaves the old one, or the old and the new one.
-//! [`Archive::forget_replaced`] removes the lower ones.
+//! [`Archive::forget_replaced`] removes the lower ones. An attempt that died may have put the highest one already, so the next
+//! one reads that before it puts another, and keeps it if it is as it should be.
 //!
 //! **Memory** is the parallel parts' buffers and those of the small objects, whatever is uploaded; of a tree its manifest
 //! besides.
@@ -54,7 +55,7 @@ use self::{
     sums::Said,
     upload::Upload,
 };
-use super::{Archive, ArchiveError, Package, Progress, ReadHow, Reading, Source, Stored, Turn};
+use super::{Archive, ArchiveError, Package, Progress, ReadHow, Reading, Source, Stored, Turn, Unseen};
 use crate::{
     buf::Pool,
     chunk::{ChunkSize, Digest, RelPath},
@@ -232,7 +233,9 @@ impl S3 {
         let whole = self.whole(package, &keys, &all).await?;
         let generation = match whole {
             None => 0,
-            Some(generation) if turn.replace => generation + 1,
+            Some(generation) if turn.replace && !self.was_replaced(package, &keys, generation, turn).await? => {
+                generation + 1
+            }
             Some(generation) => {
                 self.abort_all(&keys.root(generation)).await?;
                 return Ok(Stored::Found);
@@ -256,6 +259,24 @@ impl S3 {
         }
     }
 
+    /// Whether an attempt before this one put this generation in the place of a corrupt one.
+    async fn was_replaced(
+        &self,
+        package: &Package,
+        keys: &Keys,
+        generation: u32,
+        turn: &Turn,
+    ) -> Result<bool, ArchiveError> {
+        if !turn.may_have_replaced(generation > 0) {
+            return Ok(false);
+        }
+        match self.read_at(package, &keys.root(generation), &Unseen).await {
+            Ok(read) => Ok(read == (Digest(package.expected.value), package.size_bytes, package.file_count)),
+            Err(error) if matches!(error.class, ErrorClass::MissingSource | ErrorClass::CorruptInFlight) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn abort_all(&self, key: &str) -> Result<(), ArchiveError> {
         for upload in self.uploads(key).await? {
             if let Some(id) = upload.upload_id {
@@ -268,15 +289,25 @@ impl S3 {
     async fn read_now(&self, package: &Package, progress: &dyn Progress) -> Result<Reading, ArchiveError> {
         let started_at = now();
         let root = self.current(package).await?;
-        let (digest, size_bytes, file_count) = match package.kind {
-            PackageKind::File => {
-                let got = self.read(&root, None, progress).await?.ok_or_else(|| self.gone(&root))?;
-                (got.digest, got.size, 1)
-            }
-            PackageKind::Tree => tree::read_back(self, &root, progress).await?,
-        };
+        let (digest, size_bytes, file_count) = self.read_at(package, &root, progress).await?;
         let how = ReadHow::RemoteGet;
         Ok(Reading { digest, size_bytes, file_count, how, vouched_by: None, started_at, ended_at: now() })
+    }
+
+    /// The digest of what lies there, the bytes and the number of its files.
+    async fn read_at(
+        &self,
+        package: &Package,
+        root: &str,
+        progress: &dyn Progress,
+    ) -> Result<(Digest, u64, u64), ArchiveError> {
+        match package.kind {
+            PackageKind::File => {
+                let got = self.read(root, None, progress).await?.ok_or_else(|| self.gone(root))?;
+                Ok((got.digest, got.size, 1))
+            }
+            PackageKind::Tree => tree::read_back(self, root, progress).await,
+        }
     }
 
     /// Keys below `prefix` and behind `after`, at most `limit`, with what the store says of each.
