@@ -1,7 +1,11 @@
 //! The archive in an S3 store, against a real server (SeaweedFS) with a proxy before it that does harm: what is promised
 //! of resuming, of finding every corruption, and of the class of every failure.
 
+#[path = "archive_s3_more/gate.rs"]
+mod gate;
 mod harness;
+#[path = "archive_s3_more/trees.rs"]
+mod trees;
 
 use std::{
     collections::BTreeSet,

@@ -8,11 +8,15 @@
 //! Mode and time of a file are metadata of its object, `ccat-mode` and `ccat-mtime`.
 //!
 //! **Nothing is overwritten.** Every object of a package is put on the condition that its key is free, and looked for
-//! before, because some stores do not know the condition. What lies there already is `Found`: the read-back judges it.
+//! before, because some stores do not know the condition. What lies there already is `Found`: the read-back judges it. Only
+//! a file of a tree that is not whole yet is put in the place of what an earlier attempt left of it, on the condition that
+//! this still is what was seen.
 //!
 //! **Resuming.** No journal is kept here: the store knows its unfinished uploads and their parts. Each part is read from the
 //! source again and compared with what the store says of its own (its checksum, or the MD5 that is its ETag); only equal
-//! ones are kept. What cannot be compared is sent again. Uploads of the same key that are not gone on with are removed.
+//! ones are kept. What cannot be compared is sent again. So it is with the files of a tree that is not whole, large ones too: by
+//! the CRC-64/NVME of the whole, or the ETag, which is the MD5 of the parts' MD5. Uploads of the same key that are not gone on
+//! with are removed, those of a tree once it is whole, and those of an attempt whose failure no other one follows.
 //!
 //! **Replacing.** A corrupt package is not touched: the new bytes get the next generation's keys (`PATH.DIGEST.r1` and so
 //! on), and the highest generation that is whole is the package. A crash leaves the old one, or the old and the new one.
@@ -53,7 +57,7 @@ use self::{
     failure::{Refused, bug, cancelled, of_source},
     keys::Keys,
     sums::Said,
-    upload::Upload,
+    upload::{Only, Upload},
 };
 use super::{Archive, ArchiveError, Package, Progress, ReadHow, Reading, Source, Stored, Turn, Unseen};
 use crate::{
@@ -237,7 +241,7 @@ impl S3 {
                 generation + 1
             }
             Some(generation) => {
-                self.abort_all(&keys.root(generation)).await?;
+                self.clear_up(package, &keys.root(generation)).await?;
                 return Ok(Stored::Found);
             }
         };
@@ -277,13 +281,15 @@ impl S3 {
         }
     }
 
-    async fn abort_all(&self, key: &str) -> Result<(), ArchiveError> {
-        for upload in self.uploads(key).await? {
-            if let Some(id) = upload.upload_id {
-                self.abort(key, &id).await;
+    /// Removes the uploads that were begun for a package which is whole, or is to go.
+    async fn clear_up(&self, package: &Package, root: &str) -> Result<(), ArchiveError> {
+        match package.kind {
+            PackageKind::File => self.abort_all(root).await,
+            PackageKind::Tree => {
+                tree::clear_up(self, package, root).await;
+                Ok(())
             }
         }
-        Ok(())
     }
 
     async fn read_now(&self, package: &Package, progress: &dyn Progress) -> Result<Reading, ArchiveError> {
@@ -398,7 +404,7 @@ impl Archive for S3 {
             return Err(ArchiveError::new(ErrorClass::Configuration, text));
         }
         let bytes = bytes::Bytes::copy_from_slice(sidecar);
-        Ok(self.put_bytes(keys.sidecar(), bytes, false, None).await?)
+        Ok(self.put_bytes(keys.sidecar(), bytes, Only::Always, None).await?)
     }
 
     async fn sidecars(&self, after: Option<&str>, limit: usize) -> Result<Vec<String>, ArchiveError> {
@@ -451,6 +457,7 @@ impl Archive for S3 {
         let Some(current) = self.whole(package, &keys, &all).await? else { return Ok(()) };
         for generation in all.range(..current) {
             let root = keys.root(*generation);
+            self.clear_up(package, &root).await?;
             match package.kind {
                 PackageKind::File => self.delete(&root).await?,
                 PackageKind::Tree => tree::remove(self, &root).await?,

@@ -66,6 +66,40 @@ impl Said {
     }
 }
 
+/// One of the parts that a file is sent in, as stores sum them up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PartSums {
+    bytes: u64,
+    md5: [u8; 16],
+    crc64: u64,
+}
+
+impl PartSums {
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.len() as u64, md5: Md5::digest(bytes).into(), crc64: crc64(bytes) }
+    }
+}
+
+impl Said {
+    /// Whether the store has an object of these parts in a row, sent as they are here. `None` where it says nothing that can
+    /// be compared.
+    pub(super) fn fits_parts(&self, parts: &[PartSums]) -> Option<bool> {
+        if self.size != parts.iter().map(|part| part.bytes).sum::<u64>() {
+            return Some(false);
+        }
+        // One of the whole object; a sum of the parts' sums has their number behind it.
+        if let Some(said) = self.crc64.as_ref().filter(|said| !said.contains('-')) {
+            return Some(*said == crc64_of_all(parts.iter().map(|part| (part.crc64, part.bytes))));
+        }
+        let (digest, count) = self.etag.trim_matches('"').split_once('-')?;
+        if digest.len() != 32 || count.parse() != Ok(parts.len()) {
+            return None;
+        }
+        let of_all = parts.iter().fold(Md5::new(), |all, part| all.chain_update(part.md5)).finalize();
+        Some(digest.eq_ignore_ascii_case(&hex(&of_all)))
+    }
+}
+
 /// The CRC-64/NVME of parts in a row, as (value, bytes), as headers have it.
 pub(super) fn crc64_of_all(parts: impl IntoIterator<Item = (u64, u64)>) -> String {
     let whole = parts
@@ -109,6 +143,26 @@ mod tests {
         let parts = bytes.chunks(30_001).map(|part| (crc64(part), part.len() as u64));
         assert_eq!(crc64_of_all(parts), crc64_text(crc64(&bytes)));
         assert_eq!(crc64_of_all([]), crc64_text(crc64(&[])));
+    }
+
+    #[test]
+    fn an_object_of_parts_is_known_by_the_sum_of_their_sums() {
+        let parts: Vec<_> = [&b"12345"[..], b"6789"].map(PartSums::of).into();
+        let of_two: Vec<u8> = [&b"12345"[..], b"6789"].iter().flat_map(|part| Md5::digest(part)).collect();
+        let etag = |count| format!("\"{}-{count}\"", hex(&Md5::digest(&of_two)));
+        let said = Said { etag: etag(2), size: 9, ..Said::default() };
+        assert_eq!(said.fits_parts(&parts), Some(true));
+        assert_eq!(Said { size: 8, ..said.clone() }.fits_parts(&parts), Some(false));
+        assert_eq!(said.fits_parts(&[PartSums::of(b"12345"), PartSums::of(b"6788")]), Some(false));
+        assert_eq!(Said { etag: etag(3), ..said.clone() }.fits_parts(&parts), None, "cut in another way");
+        assert_eq!(
+            Said { etag: "\"25f9e794323b453885f5181f1b624d0b\"".into(), ..said.clone() }.fits_parts(&parts),
+            None
+        );
+        let crc = |text: &str| Said { crc64: Some(text.to_owned()), etag: etag(3), ..said.clone() };
+        assert_eq!(crc("rosUhgp5mIg=").fits_parts(&parts), Some(true));
+        assert_eq!(crc("rosUhgp5mIk=").fits_parts(&parts), Some(false));
+        assert_eq!(crc("rosUhgp5mIk=-2").fits_parts(&parts), None, "no sum of the whole");
     }
 
     #[test]

@@ -6,12 +6,12 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::mpsc;
 
 use super::{
-    S3, blocking,
+    MIN_PART_BYTES, S3, blocking,
     failure::{bug, of_copy, of_source},
     folder_of, keys,
     manifest::{MAX_MANIFEST_BYTES, Manifest, Member, parse},
     sums::Said,
-    upload::Upload,
+    upload::{Only, Upload, is_final},
 };
 use crate::{
     archive::{ArchiveError, Package, Progress, Source, Stored},
@@ -27,6 +27,29 @@ use crate::{
 
 /// Puts all files of a tree that the store does not have, then the manifest. `begun` says whether there is anything of it.
 pub(super) async fn put(
+    store: &S3,
+    package: &Package,
+    source: &Source<'_>,
+    root: &str,
+    begun: bool,
+    progress: &dyn Progress,
+) -> Result<Stored, ArchiveError> {
+    let stored = put_members(store, package, source, root, begun, progress).await;
+    if stored.as_ref().err().is_none_or(is_final) {
+        clear_up(store, package, root).await;
+    }
+    stored
+}
+
+/// Removes the uploads of a tree that nobody goes on with.
+pub(super) async fn clear_up(store: &S3, package: &Package, root: &str) {
+    // No smaller tree has a file that is sent in parts.
+    if package.size_bytes > MIN_PART_BYTES {
+        store.abort_below(&format!("{root}/")).await;
+    }
+}
+
+async fn put_members(
     store: &S3,
     package: &Package,
     source: &Source<'_>,
@@ -76,7 +99,10 @@ pub(super) async fn put(
             ),
         ));
     }
-    match store.put_bytes(&keys::manifest(root), manifest.into_bytes(digest).into(), true, Some(HashMap::new())).await {
+    match store
+        .put_bytes(&keys::manifest(root), manifest.into_bytes(digest).into(), Only::Free, Some(HashMap::new()))
+        .await
+    {
         Ok(()) => Ok(Stored::Written { resumed_bytes: resumed }),
         Err(refused) if refused.is_taken() => Ok(Stored::Found),
         Err(refused) => Err(refused.into()),

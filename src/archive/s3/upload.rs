@@ -3,7 +3,7 @@ use std::{collections::HashMap, sync::Arc};
 use aws_sdk_s3::{
     error::ProvideErrorMetadata as _,
     primitives::ByteStream,
-    types::{ChecksumAlgorithm, ChecksumType, CompletedMultipartUpload, CompletedPart, MultipartUpload},
+    types::{ChecksumAlgorithm, ChecksumMode, ChecksumType, CompletedMultipartUpload, CompletedPart, MultipartUpload},
 };
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -12,7 +12,7 @@ use super::{
     Checksum, S3, blocking,
     failure::{Refused, bug, of_source},
     metadata,
-    sums::{Said, Sum, crc64_of_all},
+    sums::{PartSums, Said, Sum, crc64_of_all},
 };
 use crate::{
     archive::{ArchiveError, Progress},
@@ -33,6 +33,44 @@ pub(super) struct Upload<'a> {
     pub(super) progress: &'a dyn Progress,
 }
 
+/// On which condition an object is put.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Only<'a> {
+    /// Its key is free.
+    Free,
+    /// What lies there is what was seen, by its ETag. For files of a tree that is not whole yet.
+    Still(&'a str),
+    /// None. For sidecars.
+    Always,
+}
+
+impl<'a> Only<'a> {
+    fn if_none_match(self) -> Option<String> {
+        matches!(self, Self::Free).then(|| "*".to_owned())
+    }
+
+    fn if_match(self) -> Option<String> {
+        if let Self::Still(etag) = self { Some(etag.to_owned()) } else { None }
+    }
+
+    /// Of what an earlier attempt has left.
+    fn left(left: Option<&'a Said>) -> Self {
+        match left {
+            Some(left) if !left.etag.is_empty() => Self::Still(&left.etag),
+            _ => Self::Free,
+        }
+    }
+
+    /// Whether this, which lies there, keeps the object from being put.
+    fn is_broken_by(self, there: &Said) -> bool {
+        match self {
+            Self::Free => true,
+            Self::Still(etag) => there.etag.trim_matches('"') != etag.trim_matches('"'),
+            Self::Always => false,
+        }
+    }
+}
+
 /// A file whose bytes the store has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {
@@ -49,6 +87,14 @@ struct Cut {
     bytes: u64,
     parallel: usize,
     pool: Pool,
+}
+
+impl Cut {
+    /// Bytes of the part of this index.
+    fn range(&self, index: u64, size: u64) -> ByteRange {
+        let start = index * self.bytes;
+        ByteRange { start, len: self.bytes.min(size - start) }
+    }
 }
 
 /// A part that the store has.
@@ -90,9 +136,8 @@ impl Upload<'_> {
         let answer = if same {
             sent(size, false)
         } else {
-            // What an earlier attempt left of another form of this file is no package's yet.
-            let free = self.left.is_none();
-            let put = self.store.put_bytes(self.key, buffer.freeze(), free, Some(metadata)).await;
+            let only = Only::left(self.left);
+            let put = self.store.put_bytes(self.key, buffer.freeze(), only, Some(metadata)).await;
             match put {
                 Ok(()) => sent(0, false),
                 Err(refused) if refused.is_taken() => sent(0, true),
@@ -113,13 +158,53 @@ impl Upload<'_> {
                 self.store.large_cut(size)?
             }
         };
+        if let Some(digest) = self.is_there(file, size, &cut).await? {
+            // Whoever began others is gone, or finds the object there, too.
+            self.store.abort_all(self.key).await?;
+            self.check(digest)?;
+            self.progress.advance(size);
+            return Ok(Sent { digest, size, resumed: size, found: false });
+        }
         let (upload, known) = self.begin(file).await?;
         let sent = self.send_missing(file, size, &cut, &upload, &known).await;
-        if sent.as_ref().is_err_and(|error| error.class == ErrorClass::SourceChanged) {
-            // No attempt can ever complete it.
+        if sent.as_ref().is_err_and(is_final) {
+            // Nobody will complete it.
             self.store.abort(self.key, &upload).await;
         }
         sent
+    }
+
+    /// The file's digest, if what an earlier attempt left there is the file. It is read for that, and nothing is sent.
+    async fn is_there(&self, file: &Arc<SourceFile>, size: u64, cut: &Cut) -> Result<Option<Digest>, ArchiveError> {
+        let Some(left) = self.left.filter(|left| left.size == size) else { return Ok(None) };
+        let said = Said { crc64: self.store.crc64_of(self.key).await?, ..left.clone() };
+        let (mut root, mut sums) = (RootBuilder::new(ChunkSize::DEFAULT, size), Vec::new());
+        let mut under_way = stream::iter(0..size.div_ceil(cut.bytes))
+            .map(async |index| {
+                let range = cut.range(index, size);
+                let (mut buffer, file) = (cut.pool.acquire().await, Arc::clone(file));
+                blocking(move || {
+                    buffer.set_len(length(range.len)?);
+                    file.read_exact_at(&mut buffer, range.start).map_err(|e| of_source(&e))?;
+                    Ok((values_of(range, size, &buffer), PartSums::of(&buffer)))
+                })
+                .await
+            })
+            .buffered(cut.parallel)
+            .boxed();
+        while let Some((values, sum)) = under_way.try_next().await? {
+            for (index, value) in values {
+                root.insert(index, value);
+            }
+            sums.push(sum);
+        }
+        drop(under_way);
+        let checked = Arc::clone(file);
+        blocking(move || checked.check_unchanged().map_err(|e| of_source(&e))).await?;
+        if said.fits_parts(&sums) != Some(true) {
+            return Ok(None);
+        }
+        root.root().map(Some).map_err(|error| bug(error.to_string()))
     }
 
     async fn send_missing(
@@ -163,13 +248,12 @@ impl Upload<'_> {
         known: &HashMap<i32, Said>,
     ) -> Result<Part, ArchiveError> {
         let number = i32::try_from(index + 1).map_err(|_| bug("a file has too many parts"))?;
-        let start = index * cut.bytes;
-        let range = ByteRange { start, len: cut.bytes.min(size - start) };
+        let range = cut.range(index, size);
         let mut buffer = cut.pool.acquire().await;
         let (file, said, checksum) = (Arc::clone(file), known.get(&number).cloned(), self.store.settings.checksum);
         let (buffer, values, sum, kept) = blocking(move || {
             buffer.set_len(length(range.len)?);
-            file.read_exact_at(&mut buffer, start).map_err(|e| of_source(&e))?;
+            file.read_exact_at(&mut buffer, range.start).map_err(|e| of_source(&e))?;
             let kept = said.filter(|said| said.fits(&buffer) == Some(true));
             let (values, sum) = (values_of(range, size, &buffer), Sum::of(checksum, &buffer));
             Ok((buffer, values, sum, kept))
@@ -271,9 +355,9 @@ impl Upload<'_> {
     /// Makes the object of its parts, unless something lies there; true if it does.
     async fn complete(&self, upload: &str, mut parts: Vec<Part>, size: u64) -> Result<bool, ArchiveError> {
         parts.sort_by_key(|part| part.number);
-        let store = self.store;
-        // For stores that do not know the condition below.
-        if store.head(self.key).await?.is_some() {
+        let (store, only) = (self.store, Only::left(self.left));
+        // For stores that do not know the conditions below.
+        if store.head(self.key).await?.is_some_and(|there| only.is_broken_by(&there)) {
             store.abort(self.key, upload).await;
             return Ok(true);
         }
@@ -300,7 +384,8 @@ impl Upload<'_> {
             .multipart_upload(CompletedMultipartUpload::builder().set_parts(Some(list.collect())).build())
             .set_checksum_type(self.checksum_type())
             .set_checksum_crc64_nvme(crc)
-            .if_none_match("*")
+            .set_if_none_match(only.if_none_match())
+            .set_if_match(only.if_match())
             .send()
             .await;
         let refused = match answer {
@@ -333,13 +418,13 @@ impl Upload<'_> {
 }
 
 impl S3 {
-    /// Puts bytes that are in hand. With `free` nothing is overwritten. What has metadata, be it empty, is a package's, and
+    /// Puts bytes that are in hand, on a condition. What has metadata, be it empty, is a package's, and
     /// gets its storage class and retention.
     pub(super) async fn put_bytes(
         &self,
         key: &str,
         bytes: Bytes,
-        free: bool,
+        only: Only<'_>,
         metadata: Option<HashMap<String, String>>,
     ) -> Result<(), Refused> {
         let sum = Sum::of(self.settings.checksum, &bytes);
@@ -350,7 +435,8 @@ impl S3 {
             .bucket(&self.settings.bucket)
             .key(key)
             .set_metadata(metadata)
-            .set_if_none_match(free.then(|| "*".to_owned()))
+            .set_if_none_match(only.if_none_match())
+            .set_if_match(only.if_match())
             .set_checksum_crc64_nvme(sum.crc64())
             .set_checksum_sha256(sum.sha256())
             .set_content_md5(sum.md5())
@@ -366,15 +452,55 @@ impl S3 {
             .map_err(|e| Refused::new("put", self.shown(key), &e))
     }
 
+    /// What the store says that the CRC-64/NVME of a whole object is.
+    async fn crc64_of(&self, key: &str) -> Result<Option<String>, ArchiveError> {
+        let asked = self.client.head_object().bucket(&self.settings.bucket).key(key);
+        let answer = asked.checksum_mode(ChecksumMode::Enabled).send().await;
+        match answer.map_err(|e| Refused::new("look for", self.shown(key), &e)) {
+            Ok(there) => Ok(there.checksum_crc64_nvme),
+            Err(refused) if refused.is_missing() => Ok(None),
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
     /// Unfinished uploads to this key.
-    pub(super) async fn uploads(&self, key: &str) -> Result<Vec<MultipartUpload>, ArchiveError> {
+    async fn uploads(&self, key: &str) -> Result<Vec<MultipartUpload>, ArchiveError> {
+        let mut found = self.uploads_below(key).await?;
+        found.retain(|upload| upload.key.as_deref() == Some(key));
+        Ok(found)
+    }
+
+    /// Removes all unfinished uploads to a key.
+    pub(super) async fn abort_all(&self, key: &str) -> Result<(), ArchiveError> {
+        for id in self.uploads(key).await?.into_iter().filter_map(|upload| upload.upload_id) {
+            self.abort(key, &id).await;
+        }
+        Ok(())
+    }
+
+    /// Removes all unfinished uploads to keys that begin so. Those that stay cost space only.
+    pub(super) async fn abort_below(&self, prefix: &str) {
+        match self.uploads_below(prefix).await {
+            Ok(found) => {
+                for upload in found {
+                    if let (Some(key), Some(id)) = (upload.key, upload.upload_id) {
+                        self.abort(&key, &id).await;
+                    }
+                }
+            }
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+
+    /// Unfinished uploads to keys that begin so.
+    async fn uploads_below(&self, prefix: &str) -> Result<Vec<MultipartUpload>, ArchiveError> {
         let (mut found, mut after) = (Vec::new(), (None, None));
         for _ in 0..MAX_PAGES {
             let page = self
                 .client
                 .list_multipart_uploads()
                 .bucket(&self.settings.bucket)
-                .prefix(key)
+                .prefix(prefix)
                 .set_key_marker(after.0.take())
                 .set_upload_id_marker(after.1.take())
                 .send()
@@ -385,15 +511,17 @@ impl S3 {
                     tracing::warn!(bucket = self.settings.bucket, "the S3 store lists no uploads, so none is resumed");
                     return Ok(Vec::new());
                 }
-                Err(error) => return Err(Refused::new("list uploads of", self.shown(key), &error).into()),
+                Err(error) => return Err(Refused::new("list uploads of", self.shown(prefix), &error).into()),
             };
-            found.extend(page.uploads.unwrap_or_default().into_iter().filter(|u| u.key.as_deref() == Some(key)));
+            let uploads = page.uploads.unwrap_or_default().into_iter();
+            // Some stores take the prefix for a hint.
+            found.extend(uploads.filter(|upload| upload.key.as_deref().is_some_and(|key| key.starts_with(prefix))));
             after = (page.next_key_marker, page.next_upload_id_marker);
             if page.is_truncated != Some(true) || after.0.is_none() {
                 return Ok(found);
             }
         }
-        Err(self.garbage(key, "its list of uploads has no end"))
+        Err(self.garbage(prefix, "its list of uploads has no end"))
     }
 
     /// Parts of an upload by number; `None` if there is no such upload any more.
@@ -458,6 +586,11 @@ impl S3 {
         let parallel = usize::try_from(room / bytes).unwrap_or(1).max(1);
         Ok(Cut { bytes, parallel, pool: Pool::new(parallel, length(bytes)?) })
     }
+}
+
+/// Whether no attempt comes after this error without a person.
+pub(super) fn is_final(error: &ArchiveError) -> bool {
+    error.class != ErrorClass::Cancelled && error.class.policy().retries == 0
 }
 
 fn values_of(range: ByteRange, size: u64, bytes: &[u8]) -> Vec<(u64, ChunkValue)> {
