@@ -4,11 +4,12 @@ use std::fs;
 
 use ccat_xfer::{
     archive::{
-        Package, Stored,
+        Archive as _, Package, Stored,
         s3::{Checksum, S3, Settings},
     },
     model::ErrorClass,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Bed, PART, S3Server, Seen, assert_equal, finds_corruption,
@@ -159,4 +160,34 @@ async fn a_failure_that_nobody_retries_leaves_no_upload() {
         assert_eq!(error.class, ErrorClass::Configuration, "{n}: {error}");
         assert_eq!(bed.uploads().await, 0, "{n}");
     }
+}
+
+/// Seen to fail with any 404 taken for a file that is not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_proxy_does_not_find_is_not_missing() {
+    let Some(bed) = Bed::new("s3-bare") else { return };
+    let (package, file) = (tree(&bed, "t"), bed.file("p.fits", 1000, &mut seed("s3-bare")));
+    for package in [&package, &file] {
+        bed.put(&bed.store(), package).await.expect("it is put");
+    }
+    let bare = [("404 Not Found", ""), ("404 Not Found", "<html>no backend</html>")];
+    for (method, answer) in [("GET ", bare[0]), ("GET ", bare[1]), ("HEAD ", bare[0])] {
+        for (of, package) in [("/3.dat", &package), ("/manifest", &package), ("/p.fits", &file)] {
+            if method == "HEAD " && of == "/3.dat" {
+                continue;
+            }
+            let gate = Gate::before(bed.server.port(), move |head| {
+                let first = head.lines().next().unwrap_or_default();
+                (first.starts_with(method) && first.contains(of)).then_some(answer)
+            });
+            let store = S3::new(settings(&gate.endpoint())).expect("settings");
+            let read = store.read_back(package, &Seen::default(), &CancellationToken::new()).await;
+            let error = read.expect_err("nobody can tell");
+            assert_eq!(error.class, ErrorClass::Network, "{method}{of}: {error}");
+        }
+    }
+    // In the store's own words it is.
+    let key = bed.keys().await.into_iter().find(|key| key.ends_with("/3.dat")).expect("its key");
+    bed.delete(&key).await;
+    assert!(finds_corruption(&bed.store(), &package).await);
 }

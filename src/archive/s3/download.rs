@@ -113,7 +113,12 @@ impl S3 {
         }
     }
 
-    async fn get(&self, key: &str, range: ByteRange, etag: Option<&str>) -> Result<GetObjectOutput, Refused> {
+    pub(super) async fn get(
+        &self,
+        key: &str,
+        range: ByteRange,
+        etag: Option<&str>,
+    ) -> Result<GetObjectOutput, Refused> {
         self.client
             .get_object()
             .bucket(&self.settings.bucket)

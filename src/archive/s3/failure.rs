@@ -71,9 +71,14 @@ impl Refused {
         self.status == 412 || self.code == "PreconditionFailed"
     }
 
-    /// There is no such object; a bucket that is missing is another matter.
+    /// There is no such object: the store says so in its own word. A bucket that is missing is another matter.
     pub(super) fn is_missing(&self) -> bool {
-        self.status == 404 && matches!(self.code.as_str(), "" | "NoSuchKey" | "NotFound")
+        self.status == 404 && self.code == "NoSuchKey"
+    }
+
+    /// A 404 without S3's word for it. The answer to a HEAD has none, and that of a proxy that does not reach its store.
+    pub(super) fn is_bare_missing(&self) -> bool {
+        self.status == 404 && matches!(self.code.as_str(), "" | "NotFound")
     }
 
     /// There is no such upload: somebody completed or removed it.
@@ -108,7 +113,7 @@ impl From<Refused> for ArchiveError {
 /// | quota, storage full | 507 | no_space |
 /// | a digest or part that does not fit | | corrupt_in_flight |
 /// | slow down, too many requests, a conflict with another request | 409, 429, 500, 503 | remote_busy |
-/// | timeouts of gateways | 408, 502, 504 | network |
+/// | timeouts of gateways; a 404 in no words of S3's | 404, 408, 502, 504 | network |
 /// | anything else | | configuration |
 fn judge(status: u16, code: &str) -> (ErrorClass, &'static str) {
     let skew = "its clock and ours differ; set both by NTP";
@@ -130,7 +135,7 @@ fn judge(status: u16, code: &str) -> (ErrorClass, &'static str) {
             ErrorClass::Configuration,
             "it does not know something we ask for; try checksum = \"content_md5\", no object lock, no storage class",
         ),
-        ("NoSuchKey" | "NotFound", _) => (ErrorClass::MissingSource, "it is not there"),
+        ("NoSuchKey", _) => (ErrorClass::MissingSource, "it is not there"),
         ("QuotaExceeded" | "InsufficientStorage" | "StorageFull" | "XMinioStorageFull" | "TooMuchData", _)
         | (_, 507) => (ErrorClass::NoSpace, "no space or quota is left"),
         (
@@ -161,6 +166,9 @@ fn judge(status: u16, code: &str) -> (ErrorClass, &'static str) {
         )
         | (_, 401 | 403) => (ErrorClass::Authentication, keys),
         (_, 408 | 502 | 504) => (ErrorClass::Network, "a gateway before it gave up"),
+        ("" | "NotFound", 404) => {
+            (ErrorClass::Network, "no S3 store says so; see what stands before it, and whether the endpoint is S3's")
+        }
         (_, 404) => (ErrorClass::Configuration, "the endpoint knows no such place; is it S3's?"),
         (_, 301 | 302 | 307 | 308) => (ErrorClass::Configuration, "it sends us elsewhere; correct endpoint and region"),
         _ => (ErrorClass::Configuration, "it refuses"),
@@ -216,7 +224,9 @@ mod tests {
             ("", 403, ErrorClass::Authentication),
             ("RequestTimeTooSkewed", 403, ErrorClass::Configuration),
             ("NoSuchBucket", 404, ErrorClass::Configuration),
-            ("", 404, ErrorClass::Configuration),
+            ("", 404, ErrorClass::Network),
+            ("NotFound", 404, ErrorClass::Network),
+            ("NoSuchUpload", 404, ErrorClass::Configuration),
             ("NoSuchKey", 404, ErrorClass::MissingSource),
             ("QuotaExceeded", 403, ErrorClass::NoSpace),
             ("", 507, ErrorClass::NoSpace),

@@ -62,7 +62,7 @@ use self::{
 use super::{Archive, ArchiveError, Package, Progress, ReadHow, Reading, Source, Stored, Turn, Unseen};
 use crate::{
     buf::Pool,
-    chunk::{ChunkSize, Digest, RelPath},
+    chunk::{ByteRange, ChunkSize, Digest, RelPath},
     disk::{self, FileMeta, Root, SourceFile, Stat},
     model::{Algorithm, ErrorClass, PackageKind, StorageType, Timestamp},
 };
@@ -157,7 +157,19 @@ impl S3 {
                 ..Said::default()
             })),
             Err(refused) if refused.is_missing() => Ok(None),
+            Err(refused) if refused.is_bare_missing() => self.refuse_bare_missing(key).await.map(|()| None),
             Err(refused) => Err(refused.into()),
+        }
+    }
+
+    /// A HEAD said 404, as anything before the store may: its answer has no word for it. A GET's has, so one is sent for the
+    /// first byte.
+    async fn refuse_bare_missing(&self, key: &str) -> Result<(), ArchiveError> {
+        let look = format!("{} says 404 to a HEAD and has it for a GET; see what stands before it", self.shown(key));
+        match self.get(key, ByteRange { start: 0, len: 1 }, None).await {
+            Err(refused) if refused.is_missing() => Ok(()),
+            Err(refused) if !refused.is_past_end() => Err(refused.into()),
+            Ok(_) | Err(_) => Err(ArchiveError::new(ErrorClass::Network, look)),
         }
     }
 

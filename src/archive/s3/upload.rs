@@ -458,7 +458,8 @@ impl S3 {
         let answer = asked.checksum_mode(ChecksumMode::Enabled).send().await;
         match answer.map_err(|e| Refused::new("look for", self.shown(key), &e)) {
             Ok(there) => Ok(there.checksum_crc64_nvme),
-            Err(refused) if refused.is_missing() => Ok(None),
+            // Nothing to compare: it is sent.
+            Err(refused) if refused.is_missing() || refused.is_bare_missing() => Ok(None),
             Err(refused) => Err(refused.into()),
         }
     }
