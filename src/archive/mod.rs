@@ -22,17 +22,18 @@ pub mod sidecar;
 pub mod tape;
 mod watch;
 
-use std::fmt;
+use std::{fmt, os::unix::ffi::OsStrExt as _, path::Path};
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    chunk::{ChunkValue, Digest, RelPath},
-    disk::Root,
-    model::{PackageDigest, PackageKind, StorageType, Timestamp},
+    chunk::{ChunkValue, Digest, RelPath, escape_bytes},
+    disk::{DiskError, DiskErrorKind, Root},
+    model::{ErrorClass, PackageDigest, PackageKind, StorageType, Timestamp},
 };
 
+use self::disk::ModesError;
 pub use crate::model::ReadHow;
 pub use disk::{Disk, MARKER};
 pub use error::ArchiveError;
@@ -122,6 +123,29 @@ pub struct Reading {
     pub started_at: Timestamp,
     /// When it ended.
     pub ended_at: Timestamp,
+}
+
+/// Removes a folder of this machine with all below it, read-only or not: a copy of a package may be. One that is not there is
+/// removed. Blocking.
+///
+/// # Errors
+/// Configuration: something in it is not ours to remove.
+pub fn remove_folder(at: &Path) -> Result<(), ArchiveError> {
+    let what = format!("cannot remove {}", escape_bytes(at.as_os_str().as_bytes()));
+    let disk = |e: &DiskError| failure::of_disk(&what, e);
+    let (Some(above), Some(name)) = (at.parent(), at.file_name()) else {
+        return Err(ArchiveError::new(ErrorClass::Configuration, format!("{what}: it lies in no other folder")));
+    };
+    let above = match Root::open(above) {
+        Err(e) if e.kind() == DiskErrorKind::NotFound => return Ok(()),
+        other => other.map_err(|e| disk(&e))?,
+    };
+    let name =
+        RelPath::new(name.as_bytes()).map_err(|e| ArchiveError::caused(ErrorClass::Configuration, &*what, &e))?;
+    disk::remove_all(&above, &name).map_err(|e| match e {
+        ModesError::Disk(e) => disk(&e),
+        other @ ModesError::Walk(_) => ArchiveError::caused(ErrorClass::Configuration, &*what, &other),
+    })
 }
 
 /// What an archive did with a package that was put.

@@ -23,7 +23,7 @@ use super::{
     failure::End,
     fault,
     gauge::Gauge,
-    origin::{Origin, Staged},
+    origin::{Origin, Staging},
     runner,
     scrub::{self, Seen},
 };
@@ -50,7 +50,7 @@ pub struct Archiving {
     folders: BTreeMap<String, PathBuf>,
     shelves: BTreeMap<String, Shelf>,
     /// Where packages are copied to on their way from one archive to another.
-    staging: PathBuf,
+    staging: Arc<Staging>,
     store: Store,
 }
 
@@ -75,7 +75,7 @@ impl Archiving {
         Self {
             worker: config.name.clone(),
             host: config.host.clone(),
-            staging: config.spool.with_extension("staging"),
+            staging: Arc::new(Staging::new(config.spool.with_extension("staging"))),
             folders,
             shelves: archives.into_iter().map(|(stem, settings)| (stem, shelf(settings))).collect(),
             store,
@@ -118,8 +118,8 @@ impl Archiving {
             )));
         }
         let archive = self.archive(place).await?;
-        let staged = Staged::new(&self.staging, claim)?;
-        let root = Root::open(&staged.folder).map_err(|error| Failure::of_disk(&error, End::Destination))?;
+        let staged = self.staging.of(claim.work)?;
+        let root = Root::open(staged.folder()).map_err(|error| Failure::of_disk(&error, End::Destination))?;
         // Copying out is no progress of a way in.
         let fetched = archive.fetch(package, &root, &Unseen, cancel).await;
         fetched.map_err(|error| {
@@ -138,6 +138,11 @@ impl From<ArchiveError> for Failure {
 
 #[async_trait]
 impl Runner for Archiving {
+    async fn begin(&self) {
+        let staging = Arc::clone(&self.staging);
+        drop(tokio::task::spawn_blocking(move || staging.sweep()));
+    }
+
     async fn run(&self, claim: &Claim, meter: &Meter, cancel: &CancellationToken) -> Attempt {
         let mut attempt = Attempt::default();
         for member in &claim.members {

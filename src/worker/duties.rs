@@ -15,6 +15,11 @@ pub struct Duties {
 
 #[async_trait]
 impl Runner for Duties {
+    async fn begin(&self) {
+        self.transfers.begin().await;
+        self.archiving.begin().await;
+    }
+
     async fn run(&self, claim: &Claim, meter: &Meter, cancel: &CancellationToken) -> Attempt {
         match claim.work {
             Work::Transfer(_) => self.transfers.run(claim, meter, cancel).await,

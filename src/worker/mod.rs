@@ -133,6 +133,10 @@ pub struct Place {
 /// What is done with claimed work. The worker around it claims, renews, records and drains, whatever the work is.
 #[async_trait]
 pub trait Runner: fmt::Debug + Send + Sync {
+    /// Clears up what processes of this worker's name left. Called once it is theirs no more, before the first claim, and waits
+    /// for nothing.
+    async fn begin(&self) {}
+
     /// Does all that a claim asks for, and counts verified bytes in `meter`. Ends soon after `cancel`.
     async fn run(&self, claim: &Claim, meter: &Meter, cancel: &CancellationToken) -> Attempt;
 }
@@ -232,6 +236,7 @@ pub async fn run(
         gate: gate.clone(),
     });
     Figures::register(&shared, metrics);
+    shared.runner.begin().await;
     let name = |task: &str| format!("worker {}: {task}", shared.config.name);
     let limit = (shared.config.poll * 10).max(Duration::from_secs(60));
     let pause = shared.config.renew_every;

@@ -37,6 +37,7 @@ macro_rules! archives {
                 a_replacement_that_nobody_heard_of_is_found,
                 a_corrupt_package_is_not_copied_out,
                 a_package_is_copied_out_as_it_was,
+                a_read_only_tree_is_copied_out_by_any_user,
                 sidecars_are_listed_in_order_and_read,
                 a_sidecar_is_replaced_whole,
                 what_is_no_sidecar_is_refused,

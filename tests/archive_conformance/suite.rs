@@ -18,6 +18,7 @@ use ccat_xfer::{
     disk::Root,
     model::{Algorithm, ErrorClass, PackageDigest},
 };
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -286,6 +287,38 @@ pub(crate) async fn a_package_is_copied_out_as_it_was(bed: &dyn Bed) {
     fs::write(&out, b"other").unwrap();
     assert_eq!(copy_out(bed, &single, to.path()).await, Err(ErrorClass::DestinationDiffers));
     assert_eq!(fs::read(&out).unwrap(), b"other", "nothing is overwritten");
+}
+
+/// On a thread whose rights are those of any user, whoever runs the test.
+fn as_plain_user<T: Send>(work: impl Future<Output = T> + Send) -> T {
+    let plain = move || {
+        let none = CapabilitySets { effective: CapabilitySet::empty(), ..capabilities(None).unwrap() };
+        set_capabilities(None, none).unwrap();
+        tokio::runtime::Runtime::new().unwrap().block_on(work)
+    };
+    std::thread::scope(|scope| scope.spawn(plain).join().expect("no panic"))
+}
+
+/// Nobody but root moves a folder that he may not write to, or removes what lies in it.
+pub(crate) async fn a_read_only_tree_is_copied_out_by_any_user(bed: &dyn Bed) {
+    let at = bed.origin().join("night");
+    fs::create_dir_all(at.join("sub")).unwrap();
+    file(bed, "night/sub/a", b"some bytes");
+    for folder in [at.join("sub"), at.clone()] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o555)).unwrap();
+    }
+    let package = register(bed, "night");
+    put(bed, &package).await;
+    let to = tempfile::tempdir().unwrap();
+    as_plain_user(copy_out(bed, &package, to.path())).unwrap();
+    assert_same_tree(&at, &to.path().join("night"));
+    assert_eq!(fs::read_dir(to.path()).unwrap().count(), 1, "nothing else is left there");
+    bed.corrupt(&package);
+    let other = tempfile::tempdir().unwrap();
+    assert_eq!(as_plain_user(copy_out(bed, &package, other.path())), Err(ErrorClass::CorruptAtSource));
+    let left = fs::read_dir(other.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(left.into_iter().all(|name| !name.to_string_lossy().starts_with('.')), "nothing is left there");
+    fs::set_permissions(&at, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 pub(crate) async fn sidecars_are_listed_in_order_and_read(bed: &dyn Bed) {

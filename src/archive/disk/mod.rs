@@ -39,6 +39,7 @@ mod put;
 mod rest;
 mod sidecars;
 
+pub(super) use modes::ModesError;
 pub(super) use rest::{now, remove_all};
 
 use std::{

@@ -1,6 +1,6 @@
 //! Trees: an object for each file, and the manifest.
 
-use std::{collections::HashMap, ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path, sync::Arc};
+use std::{collections::HashMap, ffi::OsStr, os::unix::ffi::OsStrExt as _, sync::Arc};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::mpsc;
@@ -14,9 +14,9 @@ use super::{
     upload::{Only, Upload, is_final},
 };
 use crate::{
-    archive::{ArchiveError, Package, Progress, Source, Stored},
+    archive::{ArchiveError, Package, Progress, Source, Stored, disk::remove_all},
     chunk::{Digest, RelPath},
-    disk::{Dir, DiskError, DiskErrorKind, FileMeta, Root, SourceFile, Timestamp},
+    disk::{Dir, DiskError, DiskErrorKind, FileKind, FileMeta, Root, SourceFile, Timestamp},
     engine::{
         measure,
         walk::{self, Found, Kind, Walk},
@@ -274,14 +274,29 @@ pub(super) async fn fetch(
             ),
         ));
     }
+    let at = RelPath::new(name).map_err(|error| bug(error.to_string()))?;
+    let kept = movable(&below, &at).map_err(|e| of_copy(&e))?;
     blocking(move || below.sync().map_err(|e| of_copy(&e))).await?;
     match staging.rename_no_replace(name, parent.handle(), name) {
-        Ok(()) => parent.handle().sync().map_err(|e| of_copy(&e))?,
+        Ok(()) => {
+            let kept = kept.map_or(Ok(()), |meta| parent.set_metadata(&at, &meta));
+            kept.and_then(|()| parent.handle().sync()).map_err(|e| of_copy(&e))?;
+        }
         Err(error) if error.kind() == DiskErrorKind::Exists => is_the_same(package, folder).await?,
         Err(error) => return Err(of_copy(&error)),
     }
     drop(clean);
     Ok(())
+}
+
+/// A folder is moved to another parent by who may write to it only. Returns what it is to have again there.
+fn movable(folder: &Root, at: &RelPath) -> Result<Option<FileMeta>, DiskError> {
+    let Some(found) = folder.stat(at)?.filter(|found| found.kind == FileKind::Dir && found.mode & 0o700 != 0o700)
+    else {
+        return Ok(None);
+    };
+    folder.set_metadata(at, &FileMeta { mode: Some(found.mode | 0o700), ..FileMeta::default() })?;
+    Ok(Some(FileMeta { mode: Some(found.mode), mtime: Some(found.identity.mtime), owner: None }))
 }
 
 async fn is_the_same(package: &Package, folder: &Root) -> Result<(), ArchiveError> {
@@ -371,9 +386,8 @@ struct Cleaner<'a> {
 
 impl Drop for Cleaner<'_> {
     fn drop(&mut self) {
-        let Ok((_handle, at)) = self.parent.handle_path() else { return };
-        let path: &Path = OsStr::from_bytes(self.name).as_ref();
-        if let Err(error) = std::fs::remove_dir_all(at.join(path)) {
+        let Ok(name) = RelPath::new(self.name) else { return };
+        if let Err(error) = remove_all(self.parent, &name) {
             tracing::warn!(%error, "cannot remove what a copy from the archive has left");
         }
     }
