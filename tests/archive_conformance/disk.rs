@@ -267,6 +267,96 @@ async fn a_lower_fence_is_refused() {
     put_as(&bed, &package, turn(2, 4)).await.unwrap();
 }
 
+/// Does something once all bytes of a put are counted: behind the copy, and before the package has its name.
+struct Behind<'a> {
+    left: AtomicU64,
+    work: Box<dyn Fn() + Send + Sync + 'a>,
+}
+
+impl std::fmt::Debug for Behind<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.left)
+    }
+}
+
+impl Progress for Behind<'_> {
+    fn advance(&self, bytes: u64) {
+        if self.left.fetch_sub(bytes, Ordering::SeqCst) == bytes {
+            (self.work)();
+        }
+    }
+}
+
+/// Done by another thread while this one waits, as another process would.
+fn elsewhere<T: Send>(work: impl Future<Output = T> + Send) -> T {
+    let run = || tokio::runtime::Runtime::new().unwrap().block_on(work);
+    std::thread::scope(|scope| scope.spawn(run).join().unwrap())
+}
+
+async fn put_behind(
+    bed: &DiskBed,
+    package: &Package,
+    turn: Turn,
+    cancel: &CancellationToken,
+    work: impl Fn() + Send + Sync,
+) -> Result<Stored, ccat_xfer::archive::ArchiveError> {
+    let root = Root::open(bed.origin()).unwrap();
+    let source = Source { root: &root, path: &package.relative_path };
+    let behind = Behind { left: AtomicU64::new(package.size_bytes), work: Box::new(work) };
+    bed.archive().put(package, &source, &turn, &behind, cancel).await
+}
+
+/// Catches a good copy that is set aside by whoever comes late.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_slept_past_its_lease_does_nothing() {
+    for (job, fence) in [(2, 1), (1, 2)] {
+        let mut tries = 0;
+        while !is_overtaken_in_time(job, fence).await {
+            tries += 1;
+            assert!(tries < 10, "the copy was never over before it was overtaken");
+        }
+    }
+}
+
+/// False if all bytes were counted before the copy had let go of them.
+async fn is_overtaken_in_time(job: u8, fence: u64) -> bool {
+    let bed = DiskBed::new();
+    let package = file(&bed, "one", b"one");
+    put(&bed, &package).await;
+    bed.corrupt(&package);
+    let replace = |job, fence| Turn { replace: true, ..turn(job, fence) };
+    let early = AtomicBool::new(false);
+    let overtake = || match elsewhere(put_as(&bed, &package, replace(job, fence))) {
+        Ok(stored) => assert!(matches!(stored, Stored::Written { .. })),
+        Err(error) => {
+            assert_eq!(error.class, ErrorClass::RemoteBusy, "{error}");
+            early.store(true, Ordering::SeqCst);
+        }
+    };
+    let ended = put_behind(&bed, &package, replace(1, 1), &CancellationToken::new(), overtake).await;
+    if early.load(Ordering::SeqCst) {
+        return false;
+    }
+    let error = ended.unwrap_err();
+    assert!(error.to_string().contains("another attempt"), "{error}");
+    assert!(rests_well(&bed, &package).await, "what the other one put is where it was");
+    assert_eq!(bed.left_over(&package).len(), 1, "the corrupt one alone is set aside");
+    true
+}
+
+/// Catches a package that gets its name all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_put_that_is_stopped_before_the_package_has_its_name_gives_it_none() {
+    let bed = DiskBed::new();
+    let package = file(&bed, "one", b"one");
+    let cancel = CancellationToken::new();
+    let error = put_behind(&bed, &package, turn(1, 1), &cancel, || cancel.cancel()).await.unwrap_err();
+    assert_eq!(error.class, ErrorClass::Cancelled, "{error}");
+    assert_eq!(read(&bed, &package).await.unwrap_err().class, ErrorClass::MissingSource);
+    assert!(matches!(put_as(&bed, &package, turn(1, 2)).await.unwrap(), Stored::Written { .. }));
+    assert_eq!(bed.left_over(&package), Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn planted_links_lead_nowhere() {
     let elsewhere = tempfile::tempdir().unwrap();

@@ -10,6 +10,7 @@
 //!   NAME.ccat.json                           its sidecar
 //!   NAME.ccat.corrupt-JOB-FENCE              what was replaced, until the new bytes were read back
 //! ROOT/incoming/DIGEST-PATH/                 a package on its way, with its parts and journal
+//! ROOT/incoming/DIGEST-PATH.owner            which attempt puts it; locked while it gets its name
 //! ROOT/.ccat-xfer/jobs/                      highest fence of each job
 //! ```
 //!
@@ -19,6 +20,9 @@
 //! synced -> journal synced -> root compared -> file synced -> named in `incoming`. A put that was cut off resumes there.
 //! Then the package's permission bits are noted (synced), and it is renamed to its place without replacing anything, and both
 //! folders are synced. A tree appears at once, like a file. Last, its files and folders become read-only.
+//!
+//! An attempt that was overtaken while it slept does nothing any more: before the package gets its name, and anything is set
+//! aside, it looks under a lock whether it still is the one that puts it, and whether it was told to stop.
 //!
 //! To replace a corrupt package, the new one comes in first; then the corrupt one is renamed to its `corrupt` name and the
 //! new one to its place. After a crash between the two, the corrupt one is set aside and the new one whole in `incoming`: the
@@ -35,6 +39,7 @@
 //! for an empty one.
 
 mod modes;
+mod owner;
 mod put;
 mod rest;
 mod sidecars;

@@ -13,7 +13,9 @@ use super::{
         ArchiveError, Progress, Source, Stored, Turn, failure, origin,
         watch::{Watch, blocking, observer},
     },
-    INCOMING, Work, below, modes, rest,
+    INCOMING, Work, below, modes,
+    owner::{Held, Owner},
+    rest,
 };
 use crate::{
     chunk::{Digest, RelPath},
@@ -42,6 +44,7 @@ struct Receiving {
     root: Arc<Root>,
     home: Root,
     incoming: Arc<Root>,
+    owner: Owner,
     // The folder of the source stays open while a path leads through it.
     _source: OwnedFd,
     source: PathBuf,
@@ -60,9 +63,10 @@ impl Work {
         let (this, path) = (self.clone(), source.path.clone());
         let stop = cancel.child_token();
         let _guard = stop.clone().drop_guard();
+        let prepared = stop.clone();
         let ready = blocking(move || {
             let _handle = handle;
-            this.prepare(&at, &path, &turn, &stop)
+            this.prepare(&at, &path, &turn, &prepared)
         })
         .await?;
         let Ready::Receive(receiving) = ready else { return Ok(Stored::Found) };
@@ -86,14 +90,19 @@ impl Work {
                 Some((error, file)) => failure::of_copy(what, &error, &file),
                 None => {
                     let resumed_bytes = summary.bytes_resumed;
-                    blocking(move || self.finish(&receiving, &summary, &turn)).await?;
+                    blocking(move || self.finish(*receiving, &summary, &turn, &stop)).await?;
                     return Ok(Stored::Written { resumed_bytes });
                 }
             },
         };
         if failed.class == ErrorClass::SourceChanged {
             // What came in is of no use to whoever registers the package anew.
-            let _ = blocking(move || self.remove_incoming(&receiving.root)).await;
+            let _ = blocking(move || {
+                let held = self.hold(&receiving.owner)?;
+                self.remove_incoming(&receiving.root)?;
+                self.give_up(receiving.owner, held)
+            })
+            .await;
         }
         Err(failed)
     }
@@ -117,10 +126,13 @@ impl Work {
             let raised = Jobs::new(Arc::clone(&root)).raise_fence(turn.job, turn.fence);
             raised.map_err(|e| failure::of_journal(&what, &e))?;
         }
+        let owner = self.own(&root, turn)?;
         let home = self.home()?;
         if root.stat(&home).map_err(disk)?.is_some() && self.is_found(&root, &home, turn, stop)? {
             // An attempt may have died before it cleared up.
+            let held = self.hold(&owner)?;
             self.remove_incoming(&root)?;
+            self.give_up(owner, held)?;
             return Ok(Ready::Found);
         }
         let (held, source) = origin::look(source, path, &self.package)?;
@@ -129,7 +141,32 @@ impl Work {
         let incoming = self.incoming()?;
         root.make_dirs(&incoming, 0o700).map_err(disk)?;
         let incoming = Arc::new(root.beneath(&incoming).map_err(disk)?);
-        Ok(Ready::Receive(Box::new(Receiving { root, home, incoming, _source: held, source })))
+        Ok(Ready::Receive(Box::new(Receiving { root, home, incoming, owner, _source: held, source })))
+    }
+
+    /// From now on nobody who began before gives the package its name.
+    fn own(&self, root: &Root, turn: &Turn) -> Result<Owner, ArchiveError> {
+        let what = self.doing("put");
+        let disk = |e| failure::of_disk(&what, &e);
+        let folder = below(INCOMING)?;
+        root.make_dirs(&folder, 0o700).map_err(disk)?;
+        let folder = root.beneath(&folder).map_err(disk)?;
+        let owner = Owner::take(folder.handle(), self.own_folder(), turn).map_err(disk)?;
+        owner.ok_or_else(|| self.overtaken())
+    }
+
+    fn hold(&self, owner: &Owner) -> Result<Held, ArchiveError> {
+        let held = owner.hold().map_err(|e| failure::of_disk(self.doing("put"), &e))?;
+        held.ok_or_else(|| self.overtaken())
+    }
+
+    fn give_up(&self, owner: Owner, held: Held) -> Result<(), ArchiveError> {
+        owner.end(held).map_err(|e| failure::of_disk(self.doing("clear up after"), &e))
+    }
+
+    fn overtaken(&self) -> ArchiveError {
+        let text = format!("{}: another attempt puts it now; nothing was done here", self.doing("put"));
+        ArchiveError::new(ErrorClass::RemoteBusy, text)
     }
 
     /// Whether the package rests in its folder, and is to stay.
@@ -161,16 +198,33 @@ impl Work {
         Ok(true)
     }
 
+    /// `DIGEST-PATH`.
+    fn own_folder(&self) -> &str {
+        self.key.folder.rsplit('/').next().unwrap_or_default()
+    }
+
     fn incoming(&self) -> Result<RelPath, ArchiveError> {
-        let folder = self.key.folder.rsplit('/').next().unwrap_or_default();
-        below(&format!("{INCOMING}/{folder}"))
+        below(&format!("{INCOMING}/{}", self.own_folder()))
     }
 
     /// Everything is in `incoming`, verified and synced: gives it its name.
-    fn finish(&self, receiving: &Receiving, summary: &Summary, turn: &Turn) -> Result<(), ArchiveError> {
+    fn finish(
+        &self,
+        receiving: Receiving,
+        summary: &Summary,
+        turn: &Turn,
+        stop: &CancellationToken,
+    ) -> Result<(), ArchiveError> {
         let what = self.doing("put");
         let disk = |e| failure::of_disk(&what, &e);
-        let Receiving { root, home, incoming, source, .. } = receiving;
+        let Receiving { root, home, incoming, owner, source, _source: _open } = receiving;
+        let (root, home) = (&root, &home);
+        // What follows is a few renames: whoever takes over waits for them, or finds nothing of them.
+        let held = self.hold(&owner)?;
+        self.heed_fence(root, turn)?;
+        if stop.is_cancelled() {
+            return Err(failure::cancelled(what));
+        }
         let expected = Digest(self.package.expected.value);
         if self.package.kind == PackageKind::Tree && summary.tree_digest != Some(expected) {
             self.remove_incoming(root)?;
@@ -183,15 +237,14 @@ impl Work {
             ));
         }
         // What is there now has lost bits that no copy keeps; the source has them all.
-        modes::record(source, home.handle(), &self.key.beside("modes")).map_err(|e| self.modes_failure("put", &e))?;
+        modes::record(&source, home.handle(), &self.key.beside("modes")).map_err(|e| self.modes_failure("put", &e))?;
         let name = self.name()?;
         if self.package.kind == PackageKind::Tree {
             // A folder is moved to another parent by who may write to it only.
-            let mode = root_mode(incoming, &name).map_err(disk)?;
+            let mode = root_mode(&incoming, &name).map_err(disk)?;
             let writable = FileMeta { mode: Some(mode | 0o700), ..FileMeta::default() };
             incoming.set_metadata(&name, &writable).map_err(disk)?;
         }
-        self.heed_fence(root, turn)?;
         if turn.replace {
             self.set_aside(home, turn).map_err(disk)?;
         }
@@ -201,7 +254,8 @@ impl Work {
             lies.spoil(home, &name);
         }
         modes::make_read_only(home, &name).map_err(|e| self.modes_failure("protect", &e))?;
-        self.remove_incoming(root)
+        self.remove_incoming(root)?;
+        self.give_up(owner, held)
     }
 
     /// Refuses an attempt that was overtaken while it copied.
