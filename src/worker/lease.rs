@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::{
     AWAY, Shared, clock,
@@ -13,12 +13,13 @@ use super::{
 use crate::{
     model::Work,
     store::{Backend, Claim, Renewal, Wakeup},
+    task::BootTime,
 };
 
 /// Renews with the verified bytes, and stops the attempt when it was overtaken or cancelled. Runs until it is dropped or has
 /// stopped the attempt. A renewal that fails stops nothing: the receiver's fence says who may write there, and a late
 /// renewal that nobody overtook brings the lease back. Only an archive has no receiver: such an attempt is stopped when its
-/// lease is over, counted from before it was asked for.
+/// lease is over, counted from before it was asked for, by a clock that goes on while the machine sleeps.
 pub(super) async fn keep(shared: Arc<Shared>, claim: Arc<Claim>, meter: Meter, stop: Stop) {
     let store = &shared.store;
     let mut wakeups = store.wakeups();
@@ -32,7 +33,7 @@ pub(super) async fn keep(shared: Arc<Shared>, claim: Arc<Claim>, meter: Meter, s
     let mut delays = AWAY.delays();
     let alone = matches!(claim.work, Work::Archive(_));
     // The claim was asked for a little earlier.
-    let mut over = Instant::now() + shared.config.lease.saturating_sub(every);
+    let mut over = BootTime::now() + shared.config.lease.saturating_sub(every);
     loop {
         tokio::select! {
             _ = renewal.tick() => {}
@@ -43,14 +44,14 @@ pub(super) async fn keep(shared: Arc<Shared>, claim: Arc<Claim>, meter: Meter, s
                     continue;
                 }
             }
-            () = sleep_until(over), if alone => return stop.now(Why::LeaseLost),
+            () = over.reached(), if alone => return stop.now(Why::LeaseLost),
             () = stop.token().cancelled() => return,
         }
-        let (now, asked) = (clock(store), Instant::now());
+        let (now, asked) = (clock(store), BootTime::now());
         let renewing = store.renew(&shared.session, claim.work, claim.fence, shared.config.lease, &now, meter.bytes());
         let renewed = tokio::select! {
             renewed = renewing => renewed,
-            () = sleep_until(over), if alone => return stop.now(Why::LeaseLost),
+            () = over.reached(), if alone => return stop.now(Why::LeaseLost),
         };
         match renewed {
             Ok(Renewal::Held) => {
