@@ -208,4 +208,10 @@ pub trait Archive: fmt::Debug + Send + Sync {
 
     /// Removes what was set aside when the package was replaced. Called once the new bytes were read back.
     async fn forget_replaced(&self, package: &Package) -> Result<(), ArchiveError>;
+
+    /// Removes what puts that never came back left, and returns of how many packages. Called when a worker starts. An archive
+    /// that keeps no such things, or whose store clears up by rules of its own, does nothing.
+    async fn sweep(&self) -> Result<u64, ArchiveError> {
+        Ok(0)
+    }
 }

@@ -12,7 +12,11 @@
 //!
 //! **Lease.** Nobody but the archive stands between two writers, so an attempt stops when its lease is over.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
@@ -49,6 +53,8 @@ pub struct Archiving {
     host: String,
     folders: BTreeMap<String, PathBuf>,
     shelves: BTreeMap<String, Shelf>,
+    /// Those of them whose queues this worker serves.
+    served: BTreeSet<String>,
     /// Where packages are copied to on their way from one archive to another.
     staging: Arc<Staging>,
     store: Store,
@@ -77,6 +83,7 @@ impl Archiving {
             host: config.host.clone(),
             staging: Arc::new(Staging::new(config.spool.with_extension("staging"))),
             folders,
+            served: config.archives.keys().cloned().collect(),
             shelves: archives.into_iter().map(|(stem, settings)| (stem, shelf(settings))).collect(),
             store,
         }
@@ -141,6 +148,20 @@ impl Runner for Archiving {
     async fn begin(&self) {
         let staging = Arc::clone(&self.staging);
         drop(tokio::task::spawn_blocking(move || staging.sweep()));
+        for (stem, shelf) in self.shelves.iter().filter(|(stem, _)| self.served.contains(*stem)) {
+            let (stem, settings) = (stem.clone(), shelf.settings.clone());
+            // An archive may come late, or be slow; nobody waits for it.
+            tokio::spawn(async move {
+                let swept = async { settings.open().await?.sweep().await };
+                match swept.await {
+                    Ok(0) => {}
+                    Ok(packages) => {
+                        tracing::info!(archive = stem, packages, "parts that nobody came back for are removed")
+                    }
+                    Err(error) => tracing::warn!(archive = stem, %error, "the archive was not cleared up"),
+                }
+            });
+        }
     }
 
     async fn run(&self, claim: &Claim, meter: &Meter, cancel: &CancellationToken) -> Attempt {

@@ -7,8 +7,9 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use ccat_xfer::{
@@ -355,6 +356,57 @@ async fn a_put_that_is_stopped_before_the_package_has_its_name_gives_it_none() {
     assert_eq!(read(&bed, &package).await.unwrap_err().class, ErrorClass::MissingSource);
     assert!(matches!(put_as(&bed, &package, turn(1, 2)).await.unwrap(), Stored::Written { .. }));
     assert_eq!(bed.left_over(&package), Vec::<String>::new());
+}
+
+/// Catches parts that are removed under a writer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_comes_back_for_is_swept_and_nothing_else() {
+    let bed = DiskBed::new();
+    let incoming = || fs::read_dir(bed.root().join("incoming")).into_iter().flatten().count();
+    let disk = Disk::new(bed.root());
+    assert_eq!(disk.sweep_older(Duration::ZERO).await.unwrap(), 0, "there is nothing yet");
+    let package = large(&bed, "large", 384);
+    // Looked at while it is written, and then cut off.
+    let cancel = CancellationToken::new();
+    let (swept, begun) = (AtomicU64::new(7), std::sync::Once::new());
+    let root = Root::open(bed.origin()).unwrap();
+    let source = Source { root: &root, path: &package.relative_path };
+    let midway = Midway(Box::new(|| {
+        begun.call_once(|| {
+            swept.store(elsewhere(disk.sweep_older(Duration::ZERO)).unwrap(), Ordering::SeqCst);
+            cancel.cancel();
+        });
+    }));
+    disk.put(&package, &source, &turn(1, 1), &midway, &cancel).await.unwrap_err();
+    assert_eq!(swept.load(Ordering::SeqCst), 0, "it is being written");
+    fs::create_dir(bed.root().join("incoming/something else")).unwrap();
+    assert_eq!((disk.sweep_older(Duration::from_secs(3600)).await.unwrap(), disk.sweep().await.unwrap()), (0, 0));
+    assert!(incoming() >= 2);
+    // A copy that was told to end may hold its locks for a while.
+    let limit = Instant::now() + Duration::from_secs(60);
+    while disk.sweep_older(Duration::ZERO).await.unwrap() == 0 {
+        assert!(Instant::now() < limit, "it is never swept");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(incoming(), 1, "and what is not ours stays");
+    put(&bed, &package).await;
+    assert!(rests_well(&bed, &package).await);
+    assert_eq!(disk.sweep_older(Duration::ZERO).await.unwrap(), 0, "what rests is not on its way");
+    assert!(rests_well(&bed, &package).await);
+}
+
+struct Midway<'a>(Box<dyn Fn() + Send + Sync + 'a>);
+
+impl std::fmt::Debug for Midway<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Midway")
+    }
+}
+
+impl Progress for Midway<'_> {
+    fn advance(&self, _: u64) {
+        (self.0)();
+    }
 }
 
 #[tokio::test]

@@ -28,6 +28,8 @@
 //! new one to its place. After a crash between the two, the corrupt one is set aside and the new one whole in `incoming`: the
 //! next attempt goes on from there.
 //!
+//! What nobody wrote to for 30 days is swept from `incoming` when a worker starts.
+//!
 //! # Permission bits
 //!
 //! A tree's digest covers permission bits, and what rests has lost those for writing. So they are noted beside the package,
@@ -43,6 +45,7 @@ mod owner;
 mod put;
 mod rest;
 mod sidecars;
+mod sweep;
 
 pub(super) use modes::ModesError;
 pub(super) use rest::{now, remove_all};
@@ -51,6 +54,7 @@ use std::{
     io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -129,6 +133,16 @@ impl Disk {
         let home = below(&format!("{PACKAGES}/{}", key.folder))?;
         home.join(&key.name)
             .map_err(|e| ArchiveError::caused(ErrorClass::Bug, "a package has no name in an archive", &e))
+    }
+
+    /// Removes what puts that never came back left on its way, not changed for `age`; never what a process writes to. Returns
+    /// how many packages that was.
+    ///
+    /// # Errors
+    /// Configuration: there is no archive, or its folders cannot be read.
+    pub async fn sweep_older(&self, age: Duration) -> Result<u64, ArchiveError> {
+        let at = self.path.clone();
+        blocking(move || sweep::sweep(&*mount(&at)?, age)).await
     }
 
     /// With a disk below it that lies, for tests.
@@ -317,5 +331,9 @@ impl Archive for Disk {
     async fn forget_replaced(&self, package: &Package) -> Result<(), ArchiveError> {
         let work = self.work(package)?;
         blocking(move || work.forget_replaced()).await
+    }
+
+    async fn sweep(&self) -> Result<u64, ArchiveError> {
+        self.sweep_older(sweep::LEFT_AFTER).await
     }
 }

@@ -49,6 +49,12 @@ impl Owner {
         Ok(Some(owner))
     }
 
+    /// The lock of a package that nobody puts; `None` if somebody has it now.
+    pub(super) fn of_nobody(incoming: &Arc<Dir>, package: &str) -> Result<Option<(Self, Held)>, DiskError> {
+        let owner = Self { incoming: Arc::clone(incoming), name: name_of(package), attempt: String::new() };
+        Ok(owner.lock(true, Duration::ZERO)?.map(|held| (owner, held)))
+    }
+
     /// The package's lock, if it still is this attempt's.
     pub(super) fn hold(&self) -> Result<Option<Held>, DiskError> {
         let Some(mut held) = self.lock(false, LOCK_LIMIT)? else { return Ok(None) };
