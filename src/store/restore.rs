@@ -228,7 +228,7 @@ async fn restore_copy(
     actor: &str,
 ) -> Result<bool, StoreError> {
     // Nothing else is to be done with it: the planner has no look at it.
-    let checked_at = copy.records.iter().map(|r| r.ended_at).max();
+    let checked_at = before_all(tx, location, copy.records.iter().map(|r| r.ended_at).min()).await?;
     let made = tx
         .execute(
             "INSERT INTO physical_copy (package_id, location_id, path, size_bytes, status, verification, \
@@ -251,4 +251,19 @@ async fn restore_copy(
         )));
     }
     Ok(false)
+}
+
+/// When a copy counts as looked at that a sidecar speaks for: when it says so, and in any case before all that this database
+/// has looked at there. So a look through the archive begins with what nobody has seen since.
+async fn before_all(
+    tx: &mut Tx,
+    location: LocationId,
+    said: Option<Timestamp>,
+) -> Result<Option<Timestamp>, StoreError> {
+    let text = "SELECT checked_at FROM physical_copy WHERE location_id = $1 AND checked_at IS NOT NULL
+        ORDER BY checked_at LIMIT 1";
+    let row = tx.row(text, args![location]).await?;
+    let first = row.map(|row| row.time("checked_at")).transpose()?;
+    let before = first.map(|first| Timestamp::from_micros(first.micros().saturating_sub(1).max(1)));
+    Ok(said.map(|said| before.map_or(said, |before| said.min(before))))
 }

@@ -125,11 +125,14 @@ fn a_lost_database_is_rebuilt_from_sidecars_alone() {
     let rebuild = ["db", "rebuild", "--from", "cologne/archive"];
     let said = say(&rebuild, 0).said();
     assert!(said.contains(&format!("{packages} sidecars")) && said.contains("0 were refused"), "{said}");
+    assert!(said.contains("nothing of their packages was read"), "{said}");
+    assert!(said.contains("ccat-xfer verify --location cologne/archive"), "{said}");
     for (before, text) in before.iter().zip(RESTORED) {
         assert_eq!(rows(&world, "other.db", text), *before, "{text}");
     }
     let said = say(&rebuild, 0).said();
     assert!(said.contains("0 packages, 0 copies and 0 records are new"), "{said}");
+    assert!(!said.contains("believed"), "{said}");
     // A torn one is told of, and costs nothing else.
     let torn = fs::read_dir(file_of(&root, &names[0]).parent().expect("a folder")).expect("list");
     let torn = torn.map(|e| e.expect("an entry").path()).find(|p| p.extension().is_some_and(|end| end == "json"));

@@ -273,6 +273,12 @@ pub(crate) async fn what_an_archive_says_is_restored_once(bed: &Bed) {
     let oldest = to_check(bed).await;
     assert_eq!(oldest[0].package.name, "a");
     assert_eq!(oldest[0].checked_at, copy.records[0].ended_at);
+    // A sidecar that dates its reading later than any is believed last.
+    let (package, mut late) = restored("late");
+    late.records[0].ended_at = bed.store.now().await.expect("the time").after(std::time::Duration::from_secs(86_400));
+    bed.store.restore(&package, &[late], "rebuild").await.expect("restore");
+    let names: Vec<_> = to_check(bed).await.into_iter().map(|copy| copy.package.name).collect();
+    assert_eq!(names, ["late", "a", "later"]);
 }
 
 /// A cache proves nothing, and a failure that says so is taken. Seen to fail (the outcome is refused for ever) without

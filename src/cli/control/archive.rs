@@ -67,13 +67,13 @@ pub(super) async fn verify(
     screen: &Screen,
     cancel: &CancellationToken,
 ) -> Result<Exit, JobError> {
-    let (archive, unread) = configured(location, daemon).await?;
+    let (archive, reads_nothing) = configured(location, daemon).await?;
     let store = open(daemon).await?;
     let wrong = |e| store_error(&e);
     let id = store.location_id(&location.to_string()).await.map_err(wrong)?;
     let (began, host, by) = (store.now().await.map_err(wrong)?, host_name(), actor());
     let meter = Meter::new(args.rate_limit);
-    let (mut tally, mut after, mut unreadable) = (ScrubTally::default(), None, 0u64);
+    let (mut tally, mut after, mut unreadable, mut unread) = (ScrubTally::default(), None, 0u64, 0u64);
     let mut missing = Vec::new();
     let most = args.limit.map_or(u64::MAX, u64::from);
     'all: while tally.looked_at < most {
@@ -88,10 +88,12 @@ pub(super) async fn verify(
                 return Err(JobError::new(FailureClass::Cancelled, "interrupted; what was found so far is recorded"));
             }
             tally.looked_at += 1;
-            let found = scrub(&*archive, id, &copy.package, (&host, unread), &meter, cancel).await;
+            let found = scrub(&*archive, id, &copy.package, (&host, reads_nothing), &meter, cancel).await;
             let looked = match &found {
                 Ok(Scrubbed::Read(evidence)) => {
-                    if evidence.is_equal() {
+                    if evidence.is_equal() && evidence.unread_reason.is_some() {
+                        unread += 1;
+                    } else if evidence.is_equal() {
                         tally.equal += 1;
                     } else {
                         tally.different += 1;
@@ -141,18 +143,25 @@ pub(super) async fn verify(
             screen,
             &serde_json::json!({
                 "schema": 1, "event": "summary", "looked_at": tally.looked_at, "equal": tally.equal,
-                "different": tally.different, "missing": tally.missing, "unreadable": unreadable, "bytes": meter.bytes(),
+                "different": tally.different, "missing": tally.missing, "unreadable": unreadable, "not_read": unread,
+                "bytes": meter.bytes(),
             }),
         )?;
     } else {
         screen.print(&format!(
             "{} packages of {location} were read ({}): {} equal, {} different, {} missing, {unreadable} unreadable\n",
-            tally.looked_at,
+            tally.looked_at - unread,
             show_size(meter.bytes()),
             tally.equal,
             tally.different,
             tally.missing
         ));
+        if unread > 0 {
+            screen.print(&format!(
+                "{unread} packages were not read, as the settings of this machine want it: that they are there is all that is \
+                 known; on_tape_readback = \"full\" reads them\n"
+            ));
+        }
     }
     Ok(match (tally.different, tally.missing + unreadable) {
         (0, 0) => Exit::Success,
@@ -172,7 +181,10 @@ fn show(
     let (word, detail) = match found {
         Ok(Scrubbed::Read(evidence)) => {
             let how = evidence.how.map_or("", |how| how.as_str()).to_owned();
-            (if evidence.is_equal() { "equal" } else { "DIFFERENT" }, how)
+            match &evidence.unread_reason {
+                Some(why) if evidence.is_equal() => ("NOT READ", why.clone()),
+                _ => (if evidence.is_equal() { "equal" } else { "DIFFERENT" }, how),
+            }
         }
         Ok(Scrubbed::Missing(why)) => ("MISSING", why.clone()),
         Ok(Scrubbed::Unreadable(why)) => ("UNREADABLE", why.clone()),
@@ -181,18 +193,33 @@ fn show(
     if json {
         let event = serde_json::json!({
             "schema": 1, "event": "copy", "package": package.package.to_string(), "name": package.name,
-            "size": package.size_bytes, "found": word.to_lowercase(), "detail": detail, "recorded": looked,
+            "size": package.size_bytes, "found": word.to_lowercase().replace(' ', "_"), "detail": detail, "recorded": looked,
             "last_checked_at": copy.checked_at.to_string(),
         });
         return print_json(screen, &event);
     }
     let recorded = match looked {
-        Some(Looked::NotCounted) => "; it proves nothing here: nobody read it, or a cache may have answered",
+        Some(Looked::NotCounted) => proves_nothing(found),
         Some(Looked::Overtaken) => "; somebody else looked meanwhile",
         Some(Looked::Recorded(_)) | None => "",
     };
     screen.print(&format!("{} {}: {word} ({detail}){recorded}\n", package.package, package.name));
     Ok(())
+}
+
+/// Why an equal reading does not count.
+fn proves_nothing(found: &Result<Scrubbed, Failure>) -> &'static str {
+    match found {
+        Ok(Scrubbed::Read(evidence)) if evidence.unread_reason.is_some() => {
+            "; it proves nothing, and stays as old as it was"
+        }
+        Ok(Scrubbed::Read(evidence)) if evidence.cached => {
+            "; it proves nothing here: a cache may have answered, and cached_read_back_counts is not set for the location"
+        }
+        _ => {
+            "; it proves nothing here: the tape system vouches for it, and on_tape_readback of the location wants it read"
+        }
+    }
 }
 
 /// Whether an error is about the archive, and not about what is read there.
@@ -219,6 +246,7 @@ pub(super) async fn rebuild(
     let (archive, _) = configured(from, daemon).await?;
     let store = open(daemon).await?;
     let (by, mut after, mut sums) = (actor(), None::<String>, Sums::default());
+    sums.then = format!("ccat-xfer verify --location {from}");
     loop {
         let names = archive.sidecars(after.as_deref(), usize::try_from(AT_ONCE).unwrap_or(usize::MAX)).await;
         let names = names.map_err(|error| told(&error.into()))?;
@@ -270,6 +298,12 @@ pub(super) async fn rebuild(
             "{} sidecars of {from}: {} packages, {} copies and {} records are new, {} were refused\n",
             sums.sidecars, sums.packages, sums.copies, sums.records, sums.refused
         ));
+        if sums.copies > 0 {
+            screen.print(&format!(
+                "the sidecars are believed so far, and nothing of their packages was read; `{}` does, these first\n",
+                sums.then
+            ));
+        }
     }
     Ok(if sums.refused == 0 { Exit::Success } else { Exit::Partial })
 }
@@ -281,6 +315,8 @@ struct Sums {
     copies: u64,
     records: u64,
     refused: u64,
+    /// What to run next: sidecars are believed until their packages were read.
+    then: String,
 }
 
 /// What a sidecar restores.
