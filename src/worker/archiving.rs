@@ -164,6 +164,12 @@ impl Runner for Archiving {
         }
     }
 
+    async fn free_bytes(&self, archive: &str) -> Option<u64> {
+        let shelf = self.shelves.get(archive)?;
+        let archive = shelf.opened.get_or_try_init(|| shelf.settings.open()).await.ok()?;
+        archive.free_bytes().await.ok()?
+    }
+
     async fn run(&self, claim: &Claim, meter: &Meter, cancel: &CancellationToken) -> Attempt {
         let mut attempt = Attempt::default();
         for member in &claim.members {

@@ -20,6 +20,10 @@ impl Runner for Duties {
         self.archiving.begin().await;
     }
 
+    async fn free_bytes(&self, archive: &str) -> Option<u64> {
+        self.archiving.free_bytes(archive).await
+    }
+
     async fn run(&self, claim: &Claim, meter: &Meter, cancel: &CancellationToken) -> Attempt {
         match claim.work {
             Work::Transfer(_) => self.transfers.run(claim, meter, cancel).await,

@@ -137,6 +137,11 @@ pub trait Runner: fmt::Debug + Send + Sync {
     /// for nothing.
     async fn begin(&self) {}
 
+    /// Bytes that the archive of this stem may still take, if it can tell.
+    async fn free_bytes(&self, _archive: &str) -> Option<u64> {
+        None
+    }
+
     /// Does all that a claim asks for, and counts verified bytes in `meter`. Ends soon after `cancel`.
     async fn run(&self, claim: &Claim, meter: &Meter, cancel: &CancellationToken) -> Attempt;
 }
@@ -312,7 +317,7 @@ async fn register(config: &Config, store: &Store, gate: &Gate) -> Result<Option<
 async fn heartbeats(shared: Arc<Shared>, pulse: crate::telemetry::health::Heartbeat) {
     let mut every = tokio::time::interval(shared.config.renew_every);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let (mut delays, mut looking) = (AWAY.delays(), Looking::None);
+    let (mut delays, mut looking) = (AWAY.delays(), Looking::default());
     loop {
         every.tick().await;
         let state = if shared.gate.is_draining() { WorkerState::Draining } else { WorkerState::Active };
@@ -343,31 +348,39 @@ async fn heartbeats(shared: Arc<Shared>, pulse: crate::telemetry::health::Heartb
     }
 }
 
-/// What is free at the locations, being looked at by a thread of its own.
-type Looking = Option<JoinHandle<Vec<(QueueName, u64)>>>;
+/// What is free at the locations, each being looked at by a task of its own: a dead mount holds up one thread, however long it
+/// is dead, and neither a heartbeat nor what is told of the others.
+type Looking = BTreeMap<QueueName, JoinHandle<Option<u64>>>;
 
 /// Tells the planner what is free here, and operators what waits. Nothing depends on one report: the next one comes soon.
 async fn report(shared: &Arc<Shared>, looking: &mut Looking) {
-    let here = Arc::clone(shared);
-    // A dead mount holds up one thread, however long it is dead, and no heartbeat.
-    let look = looking.get_or_insert_with(|| tokio::task::spawn_blocking(move || room(&here.config.places)));
-    let room = match tokio::time::timeout(ROOM_LIMIT, look).await {
-        Ok(looked) => {
-            *looking = None;
-            looked.unwrap_or_default()
+    look(shared, looking);
+    let (mut room, limit) = (Vec::new(), tokio::time::Instant::now() + ROOM_LIMIT);
+    for (queue, look) in looking.iter_mut() {
+        if let Ok(looked) = tokio::time::timeout_at(limit, look).await {
+            room.push((queue.clone(), looked.unwrap_or_default()));
         }
-        Err(_) => Vec::new(),
-    };
+    }
+    looking.retain(|queue, _| room.iter().all(|(looked, _)| looked != queue));
+    let room: Vec<_> = room.into_iter().filter_map(|(queue, free)| Some((queue, free?))).collect();
     let spooled = u64::try_from(shared.spool.waiting()).unwrap_or(u64::MAX);
     if let Err(error) = shared.store.report(&shared.session, spooled, &room).await {
         tracing::debug!(%error, "free space was not reported");
     }
 }
 
-/// Bytes that may be written at each location. One that is not there says nothing: whoever writes to it hears why.
-fn room(places: &BTreeMap<String, Place>) -> Vec<(QueueName, u64)> {
-    let free = |place: &Place| Root::open(&place.root).and_then(|root| root.free_bytes());
-    places.iter().filter_map(|(stem, place)| Some((queue(stem), free(place).ok()?))).collect()
+/// Begins to look where nobody looks yet. A location that is not there says nothing: whoever writes to it hears why.
+fn look(shared: &Arc<Shared>, looking: &mut Looking) {
+    for (stem, place) in &shared.config.places {
+        let root = place.root.clone();
+        let free = move || Root::open(&root).and_then(|root| root.free_bytes()).ok();
+        looking.entry(queue(stem)).or_insert_with(|| tokio::task::spawn_blocking(free));
+    }
+    for stem in shared.config.archives.keys() {
+        let (here, archive) = (Arc::clone(shared), stem.clone());
+        let free = async move { here.runner.free_bytes(&archive).await };
+        looking.entry(archive_queue(stem)).or_insert_with(|| tokio::spawn(free));
+    }
 }
 
 /// After the gate has closed: lets attempts finish for a while, then hands back what is left.

@@ -5,8 +5,8 @@ use std::{fs, path::Path};
 use sqlx::{AssertSqlSafe, Row as _, SqlitePool};
 
 use super::{
-    Backend, HANG, Running, TERMS, World, assert_archived, found, has_same_bytes, make_packages, manager, resting,
-    seed, sidecars, submit, until_archived, worker,
+    Backend, DISK, HANG, Running, Shelf, TERMS, Terms, World, assert_archived, found, has_same_bytes, make_packages,
+    manager, resting, seed, sidecars, submit, until_archived, worker, worker_of,
 };
 use crate::harness::{Finished, exit, flip_bit, spawn};
 
@@ -142,4 +142,68 @@ fn a_lost_database_is_rebuilt_from_sidecars_alone() {
     fs::write(&torn, &bytes[..bytes.len() / 2]).expect("tear it");
     let said = say(&rebuild, exit::PARTIAL);
     assert!(said.stderr.contains("torn"), "{}", said.stderr);
+}
+
+/// Seen to fail with archives whose room nobody tells.
+#[test]
+fn an_archive_that_is_full_says_so() {
+    let full = Shelf { topology: "cached_read_back_counts = true\nkeep_free = \"1000000T\"", ..DISK };
+    let world = World::new("full", Backend::Sqlite, &Terms { archives: &[full], ..TERMS });
+    found(&world);
+    let names = make_packages(&world, 1, &mut seed("full"));
+    let _daemons = [manager(&world), worker(&world, "w1", &[])];
+    let told = "FROM data_location WHERE name = 'archive'";
+    let free = world.until("the room of the archive", &["free_bytes"], told, |row| !row[0].is_empty());
+    assert!(free[0].parse::<u64>().expect("a number") > 0);
+    // Nobody takes it on, so that there is time to ask.
+    world.say(&["pause", "--location", "cologne/archive", "--reason", "a look"]);
+    submit(&world, &names);
+    world.until("a way into the archive", &["count(*)"], "FROM long_term_archive_transfer", |row| row[0] == "1");
+    let said = world.say(&["explain", "a1"]).said();
+    assert!(said.contains("bytes may be written there"), "{said}");
+}
+
+/// A tape system in a folder.
+const SYSTEM: &str = r#"
+verb=$1; shift
+name() { printf '%s' "$root/$(printf '%s' "$1" | tr / _)"; }
+root=$(dirname "$0")/objects
+mkdir -p "$root"
+case $verb in
+put) cp "$1" "$(name "$2")" ;;
+get) cp "$(name "$1")" "$2" ;;
+stat) if [ -e "$(name "$1")" ]; then echo on_tape; else echo missing; fi ;;
+esac
+"#;
+
+/// Seen to fail with what nobody read counted as equal.
+#[test]
+fn a_look_says_what_it_did_not_read_and_why() {
+    let settings = "[locations.\"cologne/vault\".tape]\nstaging = \"ROOT/staging\"\n\
+         put = [\"/bin/sh\", \"ROOT/system\", \"put\", \"{source}\", \"{key}\"]\n\
+         get = [\"/bin/sh\", \"ROOT/system\", \"get\", \"{key}\", \"{target}\"]\n\
+         stat = [\"/bin/sh\", \"ROOT/system\", \"stat\", \"{key}\"]\ntape_poll = \"1s\"\n\
+         on_tape_readback = \"none\"\nunread_reason = \"the library reads what it wrote\"";
+    let vault = Shelf { name: "vault", storage: "tape", topology: "on_tape_readback = \"none\"", settings };
+    let world = World::new("unread", Backend::Sqlite, &Terms { archives: &[vault], ..TERMS });
+    let root = world.scene.folder("vault");
+    fs::create_dir(root.join("staging")).expect("a folder");
+    fs::write(root.join("system"), SYSTEM).expect("write the commands");
+    let names = make_packages(&world, 1, &mut seed("unread"));
+    let daemons = [manager(&world), worker_of(&world, "w1", &["vault"], &[])];
+    submit(&world, &names);
+    until_archived(&world, 1);
+    let verify = |more: &[&str]| {
+        let words = [&["verify", "--location", "cologne/vault"], more].concat();
+        spawn(&world.scene, world.command(&words)).wait(HANG).expect_code(0).said()
+    };
+    let said = verify(&[]);
+    assert!(said.contains("NOT READ (not read: the library reads what it wrote)"), "{said}");
+    assert!(
+        said.contains("0 packages of cologne/vault were read") && said.contains("1 packages were not read"),
+        "{said}"
+    );
+    let said = verify(&["--json"]);
+    assert!(said.contains("\"equal\":0") && said.contains("\"not_read\":1"), "{said}");
+    drop(daemons);
 }
