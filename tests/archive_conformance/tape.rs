@@ -316,7 +316,7 @@ async fn what_is_not_read_says_why() {
     assert_eq!(read(&bed, &never).await.unwrap_err().class, ErrorClass::MissingSource, "but it must be there");
 }
 
-/// Seen to fail with what lies there taken for whole.
+/// Catches what lies there being taken for whole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_put_left_half_written_is_put_anew() {
     let mut bed = TapeBed::new();
@@ -346,7 +346,7 @@ async fn what_a_put_left_half_written_is_put_anew() {
     }
 }
 
-/// Seen to fail with another object for each attempt.
+/// Catches another object for each attempt.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_object_that_only_lacks_its_note_is_read_and_kept() {
     let mut bed = TapeBed::new();

@@ -144,7 +144,7 @@ fn a_lost_database_is_rebuilt_from_sidecars_alone() {
     assert!(said.stderr.contains("torn"), "{}", said.stderr);
 }
 
-/// Seen to fail with archives whose room nobody tells.
+/// Catches archives whose room nobody tells.
 #[test]
 fn an_archive_that_is_full_says_so() {
     let full = Shelf { topology: "cached_read_back_counts = true\nkeep_free = \"1000000T\"", ..DISK };
@@ -176,7 +176,7 @@ stat) if [ -e "$(name "$1")" ]; then echo on_tape; else echo missing; fi ;;
 esac
 "#;
 
-/// Seen to fail with what nobody read counted as equal.
+/// Catches what nobody read being counted as equal.
 #[test]
 fn a_look_says_what_it_did_not_read_and_why() {
     let settings = "[locations.\"cologne/vault\".tape]\nstaging = \"ROOT/staging\"\n\
