@@ -8,6 +8,9 @@ use crate::{
 /// What a tree is besides the bytes of its files, as lines of JSON: a head, then a line for each folder, file and link in
 /// the order of the tree digest.
 ///
+/// The head's `check` is the BLAKE3 of the tree digest's text and of all lines behind the head: the tree digest covers no
+/// times, and nothing else would tell that one was changed.
+///
 /// Names that are not UTF-8 stand in hexadecimal as `path_hex` and `target_hex`.
 #[derive(Debug, Default)]
 pub(super) struct Manifest {
@@ -27,6 +30,13 @@ struct Head {
     ccat_xfer_tree: u32,
     digest: String,
     entries: u64,
+    check: String,
+}
+
+impl Head {
+    fn check_of(digest: &str, lines: &[u8]) -> String {
+        blake3::Hasher::new().update(digest.as_bytes()).update(lines).finalize().to_string()
+    }
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -79,29 +89,34 @@ impl Manifest {
     /// The object's bytes.
     pub(super) fn into_bytes(mut self, digest: Digest) -> Vec<u8> {
         self.lines.sort_unstable_by_key(|(id, _)| *id);
-        let head = Head { ccat_xfer_tree: VERSION, digest: digest.to_string(), entries: self.lines.len() as u64 };
-        let mut bytes = serde_json::to_vec(&head).unwrap_or_default();
-        bytes.push(b'\n');
+        let (entries, digest) = (self.lines.len() as u64, digest.to_string());
+        let mut lines = Vec::with_capacity(self.bytes);
         for (_, line) in self.lines {
-            bytes.extend_from_slice(line.as_bytes());
-            bytes.push(b'\n');
+            lines.extend_from_slice(line.as_bytes());
+            lines.push(b'\n');
         }
+        let check = Head::check_of(&digest, &lines);
+        let mut bytes =
+            serde_json::to_vec(&Head { ccat_xfer_tree: VERSION, digest, entries, check }).unwrap_or_default();
+        bytes.push(b'\n');
+        bytes.append(&mut lines);
         bytes
     }
 }
 
 /// Reads a manifest. What it says is not believed: names stay below the tree, and sizes are compared.
 pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Member>, String> {
-    let mut lines = bytes.split(|&b| b == b'\n');
-    let head: Head = lines
-        .next()
-        .and_then(|line| serde_json::from_slice(line).ok())
-        .ok_or("its first line is none of a manifest")?;
+    let end = bytes.iter().position(|&b| b == b'\n').ok_or("it has no end of a line")?;
+    let (head, lines) = (&bytes[..end], &bytes[end + 1..]);
+    let head: Head = serde_json::from_slice(head).map_err(|_| "its first line is none of a manifest")?;
     if head.ccat_xfer_tree != VERSION {
         return Err(format!("it is of version {}, {VERSION} is known here", head.ccat_xfer_tree));
     }
+    if head.check != Head::check_of(&head.digest, lines) {
+        return Err("its lines are not those that were written".to_owned());
+    }
     let mut members = Vec::new();
-    for (number, line) in lines.filter(|line| !line.is_empty()).enumerate() {
+    for (number, line) in lines.split(|&b| b == b'\n').filter(|line| !line.is_empty()).enumerate() {
         let wrong = |what: String| format!("entry {}: {what}", number + 1);
         let line: Line = serde_json::from_slice(line).map_err(|error| wrong(error.to_string()))?;
         members.push(line.member().map_err(wrong)?);
@@ -189,15 +204,28 @@ mod tests {
         assert_eq!(parse(&bytes_of(&members())).unwrap(), members());
     }
 
-    /// Catches a count of entries that is not compared.
+    /// Catches a check that is not compared: times are in no digest.
+    #[test]
+    fn no_bit_of_a_manifest_can_change_unnoticed() {
+        let good = bytes_of(&members());
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            assert!(parse(&bad).is_err(), "byte {at}: {}", String::from_utf8_lossy(&bad));
+        }
+    }
+
+    /// Catches a count of entries that is not compared, and lines believed because the check fits them.
     #[test]
     fn a_manifest_that_is_torn_or_strange_is_refused() {
         let good = String::from_utf8(bytes_of(&members())).unwrap();
         let mut torn = good.trim_end().rsplit_once('\n').unwrap().0.to_owned();
         torn.push('\n');
+        assert_eq!(sealed(&good), good);
+        for bad in [String::new(), good[..good.len() - 3].to_owned()] {
+            parse(bad.as_bytes()).unwrap_err();
+        }
         for bad in [
-            String::new(),
-            good[..good.len() - 3].to_owned(),
             torn,
             good.replace("\"ccat_xfer_tree\":1", "\"ccat_xfer_tree\":2"),
             good.replace("\"path\":\"t/l\"", "\"path\":\"../l\""),
@@ -205,7 +233,16 @@ mod tests {
             good.replace("\"path_hex\":\"74", "\"path_hex\":\"7g"),
             good.replace("\"size\":7,", ""),
         ] {
-            parse(bad.as_bytes()).unwrap_err();
+            assert_ne!(bad, good);
+            parse(sealed(&bad).as_bytes()).unwrap_err();
         }
+    }
+
+    /// A manifest with a check that fits its lines.
+    fn sealed(manifest: &str) -> String {
+        let (head, lines) = manifest.split_once('\n').unwrap();
+        let mut head: Head = serde_json::from_str(head).unwrap();
+        head.check = Head::check_of(&head.digest, lines.as_bytes());
+        format!("{}\n{lines}", serde_json::to_string(&head).unwrap())
     }
 }
