@@ -13,6 +13,7 @@ mod s3;
 use std::{
     collections::BTreeMap,
     fs,
+    ops::Range,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
@@ -23,7 +24,7 @@ use ccat_xfer::{
 };
 
 use control::world::{Backend, HANG, Shelf, Terms, World};
-use harness::{Rng, Running, b3sum_of, count, say, seed, write_file};
+use harness::{Rng, Running, S3Server, b3sum_of, count, say, seed, skip, write_file};
 
 /// An archive in a folder of the scene. It may lie in memory, where nothing but the cache can be read.
 const DISK: Shelf<'_> =
@@ -63,12 +64,18 @@ fn manager(world: &World) -> Running {
 
 /// Files and trees at the origin. Returns their names.
 fn make_packages(world: &World, packages: u64, rng: &mut Rng) -> Vec<String> {
+    make_these(world, 0..packages, rng)
+}
+
+fn make_these(world: &World, numbers: Range<u64>, rng: &mut Rng) -> Vec<String> {
     let mut names = Vec::new();
-    for n in 0..packages {
+    for n in numbers {
         let name = format!("night/{n:03}");
         let path = world.origin().join(&name);
         fs::create_dir_all(path.parent().expect("a folder")).expect("make a folder");
         match n % 4 {
+            // Above the size of one part in S3, and below.
+            0 if n % 8 == 0 => write_file(&path, (9 << 20) + rng.below(3 << 20), rng),
             0 => write_file(&path, (5 << 20) + rng.below(3 << 20), rng),
             1 => {
                 fs::create_dir_all(path.join("sub/empty")).expect("make folders");
@@ -145,6 +152,11 @@ fn assert_archived(world: &World, root: &Path, names: &[String]) {
         let steps = &sidecar.provenance.steps;
         assert!(steps.iter().any(|s| s.is_equal && s.at.to_string() == "cologne/buffer"), "{name}: {steps:?}");
     }
+    assert_proven(world);
+}
+
+/// The database has the record of a read-back that found what was expected, for every package.
+fn assert_proven(world: &World) {
     let unproven = world.rows(
         &["p.id"],
         "FROM raw_data_package p WHERE NOT EXISTS (SELECT 1 FROM verification_record v \

@@ -8,14 +8,15 @@ use super::{
 };
 use crate::harness::{S3Server, say, skip, spawn};
 
-fn settings(server: &S3Server, folder: &Path) -> String {
+/// A worker's, for the bucket of a test's server at this endpoint. The credentials go into the folder.
+pub(crate) fn settings(location: &str, endpoint: &str, folder: &Path) -> String {
     let credentials = folder.join("s3-credentials");
     fs::write(&credentials, format!("{}:{}", S3Server::ACCESS_KEY, S3Server::SECRET_KEY))
         .expect("write the credentials");
     fs::set_permissions(&credentials, fs::Permissions::from_mode(0o600)).expect("keep the credentials");
     format!(
-        "[locations.\"cologne/s3\".s3]\nendpoint = \"{}\"\nbucket = \"{}\"\ncredentials_file = \"{}\"\npart_size = \"8Mi\"",
-        server.endpoint(),
+        "[locations.\"cologne/{location}\".s3]\nendpoint = \"{endpoint}\"\nbucket = \"{}\"\ncredentials_file = \"{}\"\n\
+         part_size = \"8Mi\"\n",
         S3Server::BUCKET,
         credentials.display()
     )
@@ -32,16 +33,19 @@ fn packages_reach_a_disk_and_s3_while_the_server_is_killed_and_started() {
     }
     let folder = tempfile::tempdir().expect("a folder");
     let mut server = S3Server::start("archiving-s3");
-    let settings = settings(&server, folder.path());
+    let settings = settings("s3", &server.endpoint(), folder.path());
     let s3 = Shelf { name: "s3", storage: "s3", topology: "", settings: &settings };
     let world = World::new("disk-and-s3", Backend::Servers, &Terms { archives: &[DISK, s3], ..TERMS });
     let root = found(&world);
     let names = make_packages(&world, 16, &mut seed(test));
     let (_manager, _worker) = (manager(&world), worker_of(&world, "w1", &["archive", "s3"], &[]));
-    submit(&world, &names);
+    let (before, while_it_is_down) = names.split_at(12);
+    submit(&world, before);
     let at_s3 = "FROM physical_copy c JOIN data_location l ON l.id = c.location_id WHERE l.name = 's3'";
     world.until("some in S3", &["count(*)"], at_s3, |row| row[0].parse::<u64>().is_ok_and(|n| n > 2));
     server.kill();
+    // Those that were submitted before may all be there by now.
+    submit(&world, while_it_is_down);
     world.until(
         "an attempt that failed",
         &["count(*)"],

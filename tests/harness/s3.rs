@@ -147,9 +147,21 @@ impl S3Server {
     /// SIGKILL, as a machine that lost power would treat it; its data stays.
     pub(crate) fn kill(&mut self) {
         drop(self.server.take().expect("it runs").kill_now());
+        self.until_silent();
+    }
+
+    /// SIGTERM: it may end what it does.
+    pub(crate) fn stop(&mut self) {
+        let server = self.server.take().expect("it runs");
+        server.signal(Signal::TERM);
+        drop(server.wait(LIMIT));
+        self.until_silent();
+    }
+
+    fn until_silent(&self) {
         let end = Instant::now() + LIMIT;
         while TcpStream::connect(("127.0.0.1", self.ports.s3)).is_ok() {
-            assert!(Instant::now() < end, "the killed server still listens");
+            assert!(Instant::now() < end, "the server that ended still listens");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -160,21 +172,9 @@ impl S3Server {
         server.signal(if frozen { Signal::STOP } else { Signal::CONT });
     }
 
-    /// The files that hold the bytes of objects.
-    pub(crate) fn volumes(&self) -> Vec<PathBuf> {
-        let mut found = Vec::new();
-        let mut folders = vec![self.folder.join("data")];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                let path = entry.path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if path.extension().is_some_and(|e| e == "dat") {
-                    found.push(path);
-                }
-            }
-        }
-        found
+    /// The folder of all that it keeps.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.join("data")
     }
 
     pub(crate) fn log(&self) -> String {
@@ -197,6 +197,23 @@ impl Drop for S3Server {
             drop(server.kill_now());
         }
     }
+}
+
+/// The files in a server's folder that hold the bytes of objects.
+pub(crate) fn volumes_in(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "dat") {
+                found.push(path);
+            }
+        }
+    }
+    found
 }
 
 fn program() -> Option<PathBuf> {

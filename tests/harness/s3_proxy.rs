@@ -11,15 +11,16 @@ use std::{
 };
 
 /// Stands between an S3 client and its server on loopback, counts what passes and does harm where it is told to.
-#[derive(Debug)]
 pub(crate) struct Proxy {
     port: u16,
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
     server: u16,
+    fate: Option<Arc<dyn Fate>>,
+    /// Requests that were read and are not answered.
+    under_way: AtomicU64,
     closing: AtomicBool,
     away: AtomicBool,
     delay_ms: AtomicU64,
@@ -29,7 +30,40 @@ struct Shared {
     busy: AtomicU64,
     skewed: AtomicU64,
     count: Mutex<Count>,
+    /// What objects begin with, by path, where there is a fate to tell it to.
+    begins: Mutex<HashMap<String, Vec<u8>>>,
     open: Mutex<Vec<TcpStream>>,
+}
+
+/// A request as it passes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Passing {
+    pub(crate) method: String,
+    /// Bucket and key, as the address has them.
+    pub(crate) path: String,
+    /// Of a file that is sent in parts.
+    pub(crate) part: Option<u32>,
+}
+
+/// Harm to an answer with an object's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Harm {
+    /// One bit is another.
+    Altered,
+    /// The connection ends in the middle.
+    Cut,
+}
+
+/// Decides what befalls which request.
+pub(crate) trait Fate: Send + Sync {
+    /// Whether the connection ends in the middle of an object's bytes, which are on their way to the server.
+    fn cuts_off(&self, request: &Passing) -> bool;
+    /// What befalls an object's bytes on their way to the client.
+    fn harms(&self, request: &Passing) -> Option<Harm>;
+    /// That harm was done, to the answer's end.
+    fn has_harmed(&self, request: &Passing, harm: Harm);
+    /// The server says that it has an object whole, which begins so; its answer waits until this returns.
+    fn is_stored(&self, request: &Passing, begins: &[u8]);
 }
 
 /// What passed.
@@ -55,10 +89,21 @@ impl Count {
 
 impl Proxy {
     pub(crate) fn start(server: u16) -> Self {
+        Self::started(server, None)
+    }
+
+    /// One that asks what befalls each request, besides what it is told to do.
+    pub(crate) fn with_fate(server: u16, fate: Arc<dyn Fate>) -> Self {
+        Self::started(server, Some(fate))
+    }
+
+    fn started(server: u16, fate: Option<Arc<dyn Fate>>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind on loopback");
         let port = listener.local_addr().expect("an address").port();
         let shared = Arc::new(Shared {
             server,
+            fate,
+            under_way: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             away: AtomicBool::new(false),
             delay_ms: AtomicU64::new(0),
@@ -68,6 +113,7 @@ impl Proxy {
             busy: AtomicU64::new(0),
             skewed: AtomicU64::new(0),
             count: Mutex::default(),
+            begins: Mutex::default(),
             open: Mutex::default(),
         });
         let of_listener = Arc::clone(&shared);
@@ -125,6 +171,11 @@ impl Proxy {
         }
     }
 
+    /// Requests that are not answered yet.
+    pub(crate) fn under_way(&self) -> u64 {
+        self.shared.under_way.load(SeqCst)
+    }
+
     pub(crate) fn count(&self) -> Count {
         self.shared.count.lock().expect("no thread panics").clone()
     }
@@ -132,6 +183,12 @@ impl Proxy {
     /// Counts from nothing again.
     pub(crate) fn forget(&self) {
         *self.shared.count.lock().expect("no thread panics") = Count::default();
+    }
+}
+
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Proxy({} before {})", self.port, self.shared.server)
     }
 }
 
@@ -219,6 +276,7 @@ impl Shared {
         let (mut asking, mut answering) = (BufReader::new(client), BufReader::new(server));
         loop {
             let request = Head::read(&mut asking)?;
+            let _under_way = UnderWay::new(&self.under_way);
             thread::sleep(Duration::from_millis(self.delay_ms.load(SeqCst)));
             let mut words = request.first.split(' ');
             let (method, target) = (words.next()?.to_owned(), words.next()?.to_owned());
@@ -252,20 +310,42 @@ impl Shared {
             if object {
                 self.note(|count| count.gets += 1);
             }
+            let number = part.as_ref().map(|(_, number)| *number);
+            let passing = Passing { method: method.clone(), path: path.to_owned(), part: number };
+            let puts = method == "PUT" && path.trim_matches('/').contains('/');
+            let is_whole = puts && number.is_none() || method == "POST" && field(query, "uploadId").is_some();
             (&*server).write_all(&request.bytes()).ok()?;
             if part.is_some() && takes_one(&self.cut_parts) {
                 pass(&mut asking, server, request.length() / 2, None)?;
                 return None;
             }
+            let mut left = request.length();
+            if let Some(fate) = self.fate.as_ref().filter(|_| puts && left > 1) {
+                if fate.cuts_off(&passing) {
+                    pass(&mut asking, server, left / 2, None)?;
+                    return None;
+                }
+                if number.is_none_or(|number| number == 1) {
+                    let mut begins = vec![0; usize::try_from(left.min(BEGINS)).expect("few bytes")];
+                    asking.read_exact(&mut begins).ok()?;
+                    (&*server).write_all(&begins).ok()?;
+                    left -= begins.len() as u64;
+                    self.begins.lock().expect("no thread panics").insert(passing.path.clone(), begins);
+                }
+            }
             if request.chunked() {
                 pass_chunks(&mut asking, server)?;
             } else {
-                pass(&mut asking, server, request.length(), None)?;
+                pass(&mut asking, server, left, None)?;
             }
             let answer = Head::read(&mut answering)?;
             let good = answer.first.split(' ').nth(1).is_some_and(|status| status.starts_with('2'));
             if let (Some(part), true) = (&part, good) {
                 self.note(|count| count.parts.entry(part.clone()).or_default().1 = true);
+            }
+            if let Some(fate) = self.fate.as_ref().filter(|_| is_whole && good) {
+                let begins = self.begins.lock().expect("no thread panics").get(path).cloned();
+                fate.is_stored(&passing, &begins.unwrap_or_default());
             }
             (&*client).write_all(&answer.bytes()).ok()?;
             let empty = method == "HEAD" || [" 204", " 304"].iter().any(|status| answer.first.contains(status));
@@ -278,17 +358,42 @@ impl Shared {
                 pass(&mut answering, client, length / 2, None)?;
                 return None;
             }
-            let flip = (bytes_of_object && takes_one(&self.altered)).then_some(length / 2);
-            if answer.chunked() {
-                pass_chunks(&mut answering, client)?;
-            } else {
-                pass(&mut answering, client, length, flip)?;
+            let told = (bytes_of_object && takes_one(&self.altered)).then_some(Harm::Altered);
+            let fated = self.fate.as_ref().filter(|_| bytes_of_object && told.is_none());
+            let harm = told.or_else(|| fated.and_then(|fate| fate.harms(&passing)));
+            match harm {
+                _ if answer.chunked() => pass_chunks(&mut answering, client)?,
+                None => pass(&mut answering, client, length, None)?,
+                Some(Harm::Altered) => pass(&mut answering, client, length, Some(length / 2))?,
+                Some(Harm::Cut) => pass(&mut answering, client, length / 2, None)?,
+            }
+            if let (Some(fate), Some(harm)) = (fated, harm) {
+                fate.has_harmed(&passing, harm);
+            }
+            if harm == Some(Harm::Cut) {
+                return None;
             }
         }
     }
 
     fn note(&self, change: impl FnOnce(&mut Count)) {
         change(&mut self.count.lock().expect("no thread panics"));
+    }
+}
+
+/// Counts a request for as long as it lives.
+struct UnderWay<'a>(&'a AtomicU64);
+
+impl<'a> UnderWay<'a> {
+    fn new(of: &'a AtomicU64) -> Self {
+        of.fetch_add(1, SeqCst);
+        Self(of)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
     }
 }
 
@@ -350,3 +455,6 @@ fn answer(mut client: &TcpStream, status: &str, code: &str, method: &str) -> Opt
     let head = format!("HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {}\r\n\r\n", body.len());
     client.write_all((head + &body).as_bytes()).ok()
 }
+
+/// How much of an object's beginning is kept; enough to know it by.
+const BEGINS: u64 = 64;

@@ -19,9 +19,14 @@ pub(crate) fn full() -> bool {
     std::env::var("CCAT_XFER_SOAK").is_ok_and(|v| v == "full")
 }
 
+/// A tenth of a count, at least 20.
+pub(crate) fn scaled(long: u64) -> u64 {
+    if full() { long } else { (long / 10).max(20).min(long) }
+}
+
 /// How often to do something that the long run does `long` times: a tenth, at least 20.
 pub(crate) fn count(what: &str, long: u64) -> u64 {
-    let now = if full() { long } else { (long / 10).max(20).min(long) };
+    let now = scaled(long);
     say(&format!("count: {what}: {now} (long run: {long})"));
     now
 }
