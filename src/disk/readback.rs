@@ -1,4 +1,11 @@
-use std::{fs::File, io, io::IoSliceMut, os::unix::fs::FileExt as _, time::SystemTime};
+use std::{
+    fs::File,
+    io::{self, IoSliceMut},
+    os::unix::fs::FileExt as _,
+    sync::mpsc,
+    thread,
+    time::SystemTime,
+};
 
 use rustix::{
     fs::Advice,
@@ -99,25 +106,75 @@ fn check(dir: &Dir, name: &[u8], file: &File, expected: &Identity) -> Result<(),
 }
 
 fn hash(file: &File, size: u64, watch: &mut dyn FnMut(u64) -> bool) -> io::Result<Digest> {
-    let mut buffer = Buffer::detached(READ_BYTES);
     let mut hasher = blake3::Hasher::new();
-    let mut offset = 0;
-    while offset < size {
-        // The full length also at the end of the file: O_DIRECT wants whole blocks and returns what there is.
-        buffer.set_len(READ_BYTES);
-        let n = match file.read_at(&mut buffer, offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            other => other?,
-        };
-        hasher.update(&buffer[..n]);
-        let n = u64::try_from(n).map_err(io::Error::other)?;
-        offset += n;
-        if !watch(n) {
-            return Err(io::Error::other("the reading was stopped"));
+    let mut take = |bytes: &[u8]| {
+        hasher.update(bytes);
+        if watch(u64::try_from(bytes.len()).map_err(io::Error::other)?) {
+            return Ok(());
         }
+        Err(io::Error::other("the reading was stopped"))
+    };
+    if size <= READ_BYTES as u64 {
+        let (mut buffer, mut offset) = (Buffer::detached(READ_BYTES), 0);
+        while offset < size {
+            offset += read_piece(file, &mut buffer, offset)?;
+            take(&buffer)?;
+        }
+    } else {
+        hash_while_reading(file, size, &mut take)?;
     }
     Ok(Digest(*hasher.finalize().as_bytes()))
+}
+
+/// One piece is read while `take` has the one before it.
+fn hash_while_reading(file: &File, size: u64, take: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    let (to_reader, empty) = mpsc::sync_channel(PIECES);
+    let (to_taker, full) = mpsc::sync_channel(PIECES);
+    for _ in 0..PIECES {
+        // There is room for all of them.
+        let _ = to_reader.send(Buffer::detached(READ_BYTES / PIECES));
+    }
+    thread::scope(|scope| {
+        let reading = scope.spawn(move || {
+            let mut offset = 0;
+            while offset < size {
+                // Whoever takes them no more has an error to tell.
+                let Ok(mut buffer) = empty.recv() else { break };
+                offset += read_piece(file, &mut buffer, offset)?;
+                if to_taker.send(buffer).is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        let mut taken = Ok(());
+        for buffer in full {
+            taken = take(&buffer);
+            if taken.is_err() {
+                break;
+            }
+            // After the last piece nobody waits for another one.
+            let _ = to_reader.send(buffer);
+        }
+        drop(to_reader);
+        let read = reading.join().map_err(|_| io::Error::other("the reading ended badly"))?;
+        taken.and(read)
+    })
+}
+
+/// Fills a buffer with what there is at `offset`, at least one byte.
+fn read_piece(file: &File, buffer: &mut Buffer, offset: u64) -> io::Result<u64> {
+    // The full length also at the end of the file: O_DIRECT wants whole blocks and returns what there is.
+    buffer.set_len(buffer.capacity());
+    let n = loop {
+        match file.read_at(buffer, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => break other?,
+        }
+    };
+    buffer.set_len(n);
+    u64::try_from(n).map_err(io::Error::other)
 }
 
 /// Whether samples of the file, one every 4 MiB and its last byte, are all outside the page cache.
@@ -141,6 +198,8 @@ fn is_out_of_cache(file: &File, size: u64) -> bool {
 }
 
 const READ_BYTES: usize = 4 << 20;
+/// Buffers of a large file, which share those bytes.
+const PIECES: usize = 2;
 
 #[cfg(test)]
 mod tests {
@@ -170,6 +229,30 @@ mod tests {
     fn what_is_read_back_is_what_is_there() {
         let dir = tempfile::tempdir().unwrap();
         println!("{:?}", check_in(dir.path()));
+    }
+
+    #[test]
+    fn a_reading_counts_every_byte_once_and_ends_when_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        for size in [100u64, (9 << 20) + 5] {
+            fs::write(dir.path().join("f"), vec![3; usize::try_from(size).unwrap()]).unwrap();
+            let identity = root.stat(&RelPath::new(b"f".to_vec()).unwrap()).unwrap().unwrap().identity;
+            let mut seen = 0;
+            let mut count = |bytes| {
+                seen += bytes;
+                true
+            };
+            read_back_watched(root.handle(), b"f", &identity, &mut count).unwrap();
+            assert_eq!(seen, size);
+            let mut asked = 0;
+            let mut refuse = |_| {
+                asked += 1;
+                false
+            };
+            read_back_watched(root.handle(), b"f", &identity, &mut refuse).unwrap_err();
+            assert_eq!(asked, 1);
+        }
     }
 
     /// Memory has no medium to read from, and must not claim one. Seen to fail with tmpfs not looked for.
