@@ -10,6 +10,10 @@
 //! one may have, before it died; it sets them aside, puts the package anew, and removes them once that was read back. So
 //! does whoever retries by hand, and a repair.
 //!
+//! **Writing and reading.** Of the attempts at one archive that run at once, one fewer than there may be puts a large package:
+//! attempts that share a medium evenly begin together, would end their puts together, and would then read back together
+//! while nobody writes. A tape system is not kept from what it orders by itself.
+//!
 //! **Lease.** Nobody but the archive stands between two writers, so an attempt stops when its lease is over.
 
 use std::{
@@ -19,7 +23,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -66,7 +70,12 @@ struct Shelf {
     settings: archive::Settings,
     /// Some keep connections.
     opened: OnceCell<Arc<dyn Archive>>,
+    /// Large packages that are put at once.
+    writers: Semaphore,
 }
+
+/// A package of fewer bytes is put whoever writes: its reading is too short to lay beside another one's writing.
+const LARGE_BYTES: u64 = 16 << 20;
 
 impl Archiving {
     /// For a worker of these settings. `folders` are all locations that have one on this machine, served or not: packages
@@ -77,25 +86,40 @@ impl Archiving {
         archives: BTreeMap<String, archive::Settings>,
         store: Store,
     ) -> Self {
-        let shelf = |settings| Shelf { settings, opened: OnceCell::new() };
+        let shelf = |stem: &str, settings| {
+            let slots = config.archives.get(stem).copied().flatten().unwrap_or(config.slots).min(config.slots);
+            let writers =
+                usize::try_from(slots).unwrap_or(usize::MAX).saturating_sub(1).clamp(1, Semaphore::MAX_PERMITS);
+            Shelf { settings, opened: OnceCell::new(), writers: Semaphore::new(writers) }
+        };
         Self {
             worker: config.name.clone(),
             host: config.host.clone(),
             staging: Arc::new(Staging::new(config.spool.with_extension("staging"))),
             folders,
             served: config.archives.keys().cloned().collect(),
-            shelves: archives.into_iter().map(|(stem, settings)| (stem, shelf(settings))).collect(),
+            shelves: archives
+                .into_iter()
+                .map(|(stem, settings)| {
+                    let shelf = shelf(&stem, settings);
+                    (stem, shelf)
+                })
+                .collect(),
             store,
         }
     }
 
-    async fn archive(&self, place: &store::Place) -> Result<Arc<dyn Archive>, Failure> {
-        let shelf = self.shelves.get(&runner::stem(place)).ok_or_else(|| {
+    fn shelf(&self, place: &store::Place) -> Result<&Shelf, Failure> {
+        self.shelves.get(&runner::stem(place)).ok_or_else(|| {
             Failure::configuration(format!(
                 "worker {} has no archive for location {}/{}; name it in [locations.\"{1}/{2}\"] of its settings",
                 self.worker, place.site_short_name, place.name
             ))
-        })?;
+        })
+    }
+
+    async fn archive(&self, place: &store::Place) -> Result<Arc<dyn Archive>, Failure> {
+        let shelf = self.shelf(place)?;
         let failed = |error| Failure::from(error).during(format!("archive {}/{}", place.site_short_name, place.name));
         shelf.opened.get_or_try_init(|| shelf.settings.open()).await.cloned().map_err(failed)
     }
@@ -205,6 +229,7 @@ async fn keep(
         .map_err(|_| Failure::new(ErrorClass::Bug, format!("fence {} is below 0", claim.fence)))?;
     let job = Job {
         archive: &*archive,
+        writers: &here.shelf(&claim.destination)?.writers,
         package: &package,
         source: Source { root: &origin.root, path: &origin.path },
         turn: Turn { job: runner::job_of(claim, member, &package.expected).0, fence, replace: false },
@@ -241,6 +266,7 @@ async fn keep(
 /// One package on its way into an archive.
 struct Job<'a> {
     archive: &'a dyn Archive,
+    writers: &'a Semaphore,
     package: &'a Package,
     source: Source<'a>,
     turn: Turn,
@@ -301,10 +327,20 @@ impl Job<'_> {
         if self.cancel.is_cancelled() {
             return Err(stopped());
         }
+        let _writer = self.writer().await?;
         self.gauge.begin(Phase::Put);
         let turn = Turn { replace, ..self.turn };
         let stored = self.archive.put(self.package, &self.source, &turn, &self.gauge, self.cancel).await;
         stored.map_err(|error| Failure::from(error).during("cannot put the package into the archive"))
+    }
+
+    /// Waits until a large package may be put.
+    async fn writer(&self) -> Result<Option<SemaphorePermit<'_>>, Failure> {
+        if self.package.size_bytes < LARGE_BYTES || self.archive.medium() == StorageType::Tape {
+            return Ok(None);
+        }
+        let permit = self.cancel.run_until_cancelled(self.writers.acquire()).await.ok_or_else(stopped)?;
+        permit.map(Some).map_err(|error| Failure::new(ErrorClass::Bug, error.to_string()))
     }
 
     async fn read_back(&self) -> Result<Reading, Failure> {
@@ -571,7 +607,7 @@ fn spelled(place: &store::Place) -> Place {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, sync::Mutex};
+    use std::{fs, sync::Mutex, time::Duration};
 
     use super::*;
     use crate::{
@@ -586,6 +622,9 @@ mod tests {
         lies: bool,
         puts: Mutex<Vec<bool>>,
         stop_after_put: Option<CancellationToken>,
+        writers: Option<Arc<Semaphore>>,
+        /// How many more could be put while this was read back.
+        free_writers: Mutex<Option<usize>>,
     }
 
     #[async_trait]
@@ -629,6 +668,7 @@ mod tests {
             progress: &dyn Progress,
             _: &CancellationToken,
         ) -> Result<Reading, ArchiveError> {
+            *self.free_writers.lock().unwrap() = self.writers.as_ref().map(|writers| writers.available_permits());
             let bytes = self.bytes.lock().unwrap().clone().unwrap();
             progress.advance(bytes.len() as u64);
             let now = Timestamp::from_micros(1);
@@ -674,19 +714,26 @@ mod tests {
 
     /// What becomes of a package of [`BYTES`] in an archive, and what the meter says then.
     async fn bring(archive: &Memory, may_replace: bool) -> (Result<Brought, Failure>, u64) {
+        bring_as(archive, may_replace, 10).await
+    }
+
+    /// The same, for one that says to have so many bytes.
+    async fn bring_as(archive: &Memory, may_replace: bool, size_bytes: u64) -> (Result<Brought, Failure>, u64) {
         let temp = tempfile::tempdir().unwrap();
         fs::write(temp.path().join("f"), BYTES).unwrap();
         let (root, path) = (Root::open(temp.path()).unwrap(), RelPath::new(b"f".to_vec()).unwrap());
         let package = Package {
             kind: PackageKind::File,
             relative_path: path.clone(),
-            size_bytes: 10,
+            size_bytes,
             file_count: 1,
             expected: PackageDigest { algorithm: Algorithm::Blake3, value: Digest::of(BYTES).0 },
         };
+        let writers = archive.writers.clone().unwrap_or_else(|| Arc::new(Semaphore::new(1)));
         let (meter, cancel) = (Meter::default(), archive.stop_after_put.clone().unwrap_or_default());
         let job = Job {
             archive,
+            writers: &writers,
             package: &package,
             source: Source { root: &root, path: &path },
             turn: Turn { job: [1; 16], fence: 1, replace: false },
@@ -706,6 +753,28 @@ mod tests {
         let (brought, bytes) = bring(&stopped, false).await;
         assert_eq!(brought.err().map(|failure| failure.class), Some(ErrorClass::Cancelled));
         assert_eq!(bytes, 5);
+    }
+
+    #[tokio::test]
+    async fn a_large_package_is_put_in_its_turn_and_read_back_in_anybodys() {
+        let writers = Arc::new(Semaphore::new(0));
+        let archive = || Memory { writers: Some(Arc::clone(&writers)), ..Memory::default() };
+        bring_as(&archive(), false, LARGE_BYTES - 1).await.0.unwrap();
+        let waiting = archive();
+        let brought = bring_as(&waiting, false, LARGE_BYTES);
+        tokio::pin!(brought);
+        assert!(tokio::time::timeout(Duration::from_millis(50), &mut brought).await.is_err(), "it did not wait");
+        assert!(waiting.puts.lock().unwrap().is_empty());
+        writers.add_permits(1);
+        brought.await.0.unwrap();
+        assert_eq!(*waiting.free_writers.lock().unwrap(), Some(1), "it kept its turn while it was read back");
+        let cancelled = Memory { stop_after_put: Some(CancellationToken::new()), ..archive() };
+        let turn = writers.acquire().await.unwrap();
+        let brought = bring_as(&cancelled, false, LARGE_BYTES);
+        let stop = async { cancelled.stop_after_put.as_ref().unwrap().cancel() };
+        let ((brought, _), ()) = tokio::join!(brought, stop);
+        assert_eq!(brought.err().map(|failure| failure.class), Some(ErrorClass::Cancelled));
+        drop(turn);
     }
 
     /// Catches a first claim that may replace.
