@@ -62,6 +62,16 @@ mod tests {
         assert_eq!(PackageWork { required: 2, archived: 1, goes_on: true, ..idle }.state(), PackageState::Transferring);
     }
 
+    /// Catches work that takes away what copies proved.
+    #[test]
+    fn no_work_makes_an_archived_package_anything_else() {
+        let failed = PackageWork { has_failed: true, ..PackageWork::default() };
+        let live = PackageWork { is_live: true, ..PackageWork::default() };
+        for work in [PackageWork::default(), failed, live, PackageWork { required: 2, archived: 1, ..failed }] {
+            assert_eq!(work.change(PackageState::Archived), None, "{work:?}");
+        }
+    }
+
     #[test]
     fn every_state_is_reached_by_a_legal_change_but_from_archived() {
         for &now in PackageState::ALL {
