@@ -53,6 +53,7 @@ const CASES: &[Case] = cases![
     outcomes::an_overtaken_owner_writes_nothing,
     outcomes::a_replayed_outcome_counts_once,
     outcomes::of_several_outcomes_each_gets_its_own_answer,
+    outcomes::an_overtaken_outcome_among_others_takes_nothing_from_its_new_owner,
     outcomes::a_lie_among_several_outcomes_harms_no_other,
     outcomes::completed_without_records_is_refused,
     outcomes::an_earlier_attempts_record_is_no_proof,

@@ -146,6 +146,26 @@ pub(crate) async fn of_several_outcomes_each_gets_its_own_answer(bed: &Bed) {
     }
 }
 
+/// Catches a first outcome that is not judged.
+pub(crate) async fn an_overtaken_outcome_among_others_takes_nothing_from_its_new_owner(bed: &Bed) {
+    bed.apply_topology().await;
+    let session = enrol(&bed.store, "w", &[QUEUE]).await;
+    let other = enrol(&bed.store, "other", &[QUEUE]).await;
+    bed.scheduled().await;
+    let overtaken = claim(&bed.store, &session).await.expect("work");
+    bed.expire(overtaken.work.number()).await;
+    sweep(&bed.store, "m", &SweepRules::default()).await;
+    let anew = claim(&bed.store, &other).await.expect("it is offered again");
+    bed.scheduled().await;
+    let own = claim(&bed.store, &session).await.expect("work");
+    let (late, done) = (completed(&overtaken, "w"), completed(&own, "w"));
+    let answers = bed.store.finish_all(&[&late, &done], 3).await;
+    assert!(matches!(answers[0], Err(StoreError::Stale { .. })), "{:?}", answers[0]);
+    assert!(matches!(answers[1], Ok(Recorded::Now { status: Status::Completed, .. })), "{:?}", answers[1]);
+    assert_eq!(bed.status(anew.work.number()).await, "in_progress");
+    bed.store.finish(&completed(&anew, "other"), 0).await.expect("it is still the other one's");
+}
+
 pub(crate) async fn a_lie_among_several_outcomes_harms_no_other(bed: &Bed) {
     bed.apply_topology().await;
     let session = enrol(&bed.store, "w", &[QUEUE]).await;
