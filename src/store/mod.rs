@@ -116,7 +116,8 @@
 //!   updated, deleted, replaced or truncated; packages, work and copies are never deleted.
 //! - **A reason for every end.** `failed` has a class and a text, `completed` has none; both have their time.
 //! - **Every change has an event.** A trigger writes it from `changed_by` and `change_reason`, which an update of a state
-//!   sets with it; no code can forget it. On PostgreSQL one trigger writes those of a whole statement.
+//!   sets with it; no code can forget it. On PostgreSQL one trigger writes those of a whole statement
+//!   for packages, work and copies.
 //!
 //! # Intake
 //!

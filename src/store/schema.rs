@@ -13,16 +13,16 @@ struct Step {
     text: &'static str,
 }
 
-/// The steps of one database, in order: those that both have, and its own behind them.
+/// The steps of one database, in order.
 macro_rules! steps {
-    ($folder:literal $(, $own:expr)*) => {
+    ($folder:literal) => {
         &[
             Step { version: 1, name: "control_plane", text: step!($folder, "0001_control_plane") },
             Step { version: 2, name: "leases", text: step!($folder, "0002_leases") },
             Step { version: 3, name: "proofs", text: step!($folder, "0003_proofs") },
             Step { version: 4, name: "spool", text: step!($folder, "0004_spool") },
             Step { version: 5, name: "archive", text: step!($folder, "0005_archive") },
-            $($own,)*
+            Step { version: 6, name: "batches", text: step!($folder, "0006_batches") },
         ]
     };
 }
@@ -34,9 +34,7 @@ macro_rules! step {
 }
 
 const SQLITE: &[Step] = steps!("sqlite");
-// Statements there touch many rows and have triggers of their own; SQLite has triggers of rows alone.
-const POSTGRES: &[Step] =
-    steps!("postgres", Step { version: 6, name: "batches", text: step!("postgres", "0006_batches") });
+const POSTGRES: &[Step] = steps!("postgres");
 
 /// Roles and grants are stated anew by every migration, so that they fit the tables there are.
 const ROLES: &str = include_str!("migrations/postgres/roles.sql");
