@@ -149,15 +149,22 @@ impl Store {
                         held.push(end.id.number());
                         // Both hops of a bundle may end in one look.
                         let members = bundles.get(&end.bundle).unwrap_or(&nobody);
-                        if end.status != Status::Completed {
-                            done.failovers += usize::from(fail_over(&mut tx, &mut network, end, actor).await?);
-                        } else if members.is_for_archives {
+                        let arrived = if end.status == Status::Completed {
+                            members.packages.clone()
+                        } else if fail_over(&mut tx, &mut network, end, actor).await? {
+                            done.failovers += 1;
+                            Vec::new()
+                        } else {
+                            // The others of its bundle.
+                            verified_at(&mut tx, end.destination, &members.packages).await?
+                        };
+                        if members.is_for_archives && !arrived.is_empty() {
                             // A package that nobody archives goes no further than its own transfers.
                             if archives.is_none() {
                                 archives = Some(Archives::of(&mut tx, &network).await?);
                             }
                             let archives = archives.get_or_insert_default();
-                            done.requests += go_on(&mut tx, &network, archives, end, &members.packages, actor).await?;
+                            done.requests += go_on(&mut tx, &network, archives, end, &arrived, actor).await?;
                         }
                         packages.extend_from_slice(&members.packages);
                     }
@@ -287,8 +294,20 @@ async fn mark_settled(tx: &mut Tx, kind: WorkKind, ids: &[i64]) -> Result<(), St
     Ok(())
 }
 
-/// A bundle arrived. Packages that archives require, here or at other sites, get their requirements, and requests for
-/// the other sites, which start from here. Returns how many requests were made.
+/// Those of the packages that lie verified at a location.
+async fn verified_at(tx: &mut Tx, location: LocationId, packages: &[i64]) -> Result<Vec<i64>, StoreError> {
+    let text = format!(
+        "SELECT package_id FROM physical_copy WHERE package_id IN ({}) AND location_id = $1
+            AND {} = 'present' AND verification = 'verified' ORDER BY package_id",
+        any_of(2, packages.len()),
+        off_index("status")
+    );
+    let rows = tx.rows(text, &with_ids(args![location], packages.iter().copied())).await?;
+    rows.iter().map(|row| row.int("package_id")).collect()
+}
+
+/// These packages of a bundle arrived. Those that archives require, here or at other sites, get their requirements, and
+/// requests for the other sites, which start from here. Returns how many requests were made.
 async fn go_on(
     tx: &mut Tx,
     network: &Network,
@@ -303,29 +322,31 @@ async fn go_on(
         return Ok(0);
     }
     require(tx, archives, packages, site).await?;
-    let new = "p.id IN (SELECT package_id FROM transfer_request WHERE data_transfer_package_id = $1)
-        AND NOT EXISTS (SELECT 1 FROM archive_requirement q WHERE q.package_id = p.id)";
     // One archive, and none here: it goes on to a site that has one, whose turn it is.
     let text = format!(
         "INSERT INTO transfer_request (package_id, origin_location_id, priority, requested_by)
-        SELECT p.id, $2, p.priority, $3 FROM raw_data_package p
-        WHERE {new} AND p.policy = $4 ON CONFLICT DO NOTHING"
+        SELECT p.id, $1, p.priority, $2 FROM raw_data_package p
+        WHERE p.id IN ({}) AND NOT EXISTS (SELECT 1 FROM archive_requirement q WHERE q.package_id = p.id)
+            AND p.policy = $3 ON CONFLICT DO NOTHING",
+        any_of(4, packages.len())
     );
-    let policy = Policy::OneArchive.as_str();
-    let mut made = tx.execute(text, args![end.bundle, end.destination, actor, policy]).await?;
-    let text =
+    let fixed = args![end.destination, actor, Policy::OneArchive.as_str()];
+    let mut made = tx.execute(text, &with_ids(fixed, packages.iter().copied())).await?;
+    let text = format!(
         "INSERT INTO transfer_request (package_id, origin_location_id, destination_site_id, priority, requested_by)
-        SELECT DISTINCT q.package_id, $2, l.site_id, p.priority, $3
+        SELECT DISTINCT q.package_id, $1, l.site_id, p.priority, $2
         FROM archive_requirement q JOIN data_location l ON l.id = q.location_id
             JOIN raw_data_package p ON p.id = q.package_id
-        WHERE q.package_id IN (SELECT package_id FROM transfer_request WHERE data_transfer_package_id = $1)
-            AND l.site_id <> $4
+        WHERE q.package_id IN ({}) AND l.site_id <> $3
             AND NOT EXISTS (SELECT 1 FROM transfer_request r
                 WHERE r.package_id = q.package_id AND r.destination_site_id = l.site_id AND NOT r.withdrawn)
             AND NOT EXISTS (SELECT 1 FROM physical_copy c JOIN data_location h ON h.id = c.location_id
                 WHERE c.package_id = q.package_id AND h.site_id = l.site_id AND c.status = 'present')
-        ON CONFLICT DO NOTHING";
-    made += tx.execute(text, args![end.bundle, end.destination, actor, site]).await?;
+        ON CONFLICT DO NOTHING",
+        any_of(4, packages.len())
+    );
+    let fixed = args![end.destination, actor, site];
+    made += tx.execute(text, &with_ids(fixed, packages.iter().copied())).await?;
     Ok(count(made))
 }
 

@@ -42,6 +42,7 @@ const CASES: &[Case] = cases![
     planning::what_has_no_route_says_so_until_it_has_one,
     planning::archive_sites_take_turns,
     planning::every_archive_is_reached_from_the_first_one,
+    planning::what_arrived_with_a_bundle_that_failed_goes_on,
     planning::hops_that_end_in_one_look_are_both_settled,
     planning::bundles_wait_for_more_until_they_are_old,
     planning::another_buffer_takes_over,

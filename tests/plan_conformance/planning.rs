@@ -10,8 +10,8 @@ use crate::{
     bed::Bed,
     harness::{count, seed},
     world::{
-        WORLD, apply, at_once, failure, package, plan_of, planned, run_one, set_free, set_location, state, status,
-        submit, transfers, way, worker,
+        WORLD, apply, at_once, claim, end_with, failure, package, plan_of, planned, run_one, set_free, set_location,
+        state, status, submit, transfers, way, worker,
     },
 };
 
@@ -240,6 +240,33 @@ pub(crate) async fn every_archive_is_reached_from_the_first_one(bed: &Bed) {
     let settled = bed.store.settle(10, "manager").await.expect("settle");
     assert_eq!((settled.ends, settled.requests), (1, 0), "no way back: {settled:?}");
     assert_eq!(state(bed, package).await, "transferring", "the archives have not got it yet");
+}
+
+/// Catches one that stops where the bad one of its bundle does.
+pub(crate) async fn what_arrived_with_a_bundle_that_failed_goes_on(bed: &Bed) {
+    apply(bed, WORLD).await;
+    let mut packages = Vec::new();
+    for name in ["bad", "good"] {
+        let mut wanted = package(name, "ccat/out", 10);
+        wanted.policy = Policy::EveryArchive;
+        packages.push(submit(bed, wanted, "cologne").await.package.number());
+    }
+    let mut limits = at_once();
+    limits.bundle.packages = 2;
+    bed.store.plan(&limits, "manager").await.expect("plan");
+    let one = worker(&bed.store, "one", 1, COLOGNE).await;
+    bed.store.schedule("manager").await.expect("schedule");
+    let claimed = claim(&bed.store, &one).await.expect("work to claim");
+    assert_eq!(claimed.members.len(), 2, "one bundle");
+    end_with(&bed.store, &one, &claimed, failure(ErrorClass::SourceChanged), |name| name == "good").await;
+    let settled = bed.store.settle(10, "manager").await.expect("settle");
+    assert_eq!((settled.ends, settled.requests), (1, 1), "{settled:?}");
+    assert_eq!(state(bed, packages[0]).await, "failed");
+    assert_eq!(state(bed, packages[1]).await, "transferring");
+    bed.store.plan(&at_once(), "manager").await.expect("plan");
+    assert_eq!(transfers(bed, packages[0]).await.len(), 1);
+    let hops = transfers(bed, packages[1]).await;
+    assert_eq!(way(bed, hops[1]).await, "cologne/first -> us/buffer over cologne-us, hop 1");
 }
 
 /// A manager that was away finds both hops of a bundle ended.

@@ -217,36 +217,45 @@ pub(crate) async fn claim(store: &Store, worker: &WorkerSession) -> Option<Claim
     store.claim_next(worker, &queues, Duration::from_secs(600), &clock).await.expect("claim")
 }
 
-/// Ends a claim.
+/// Ends a claim, with all packages if it is completed and with none otherwise.
 pub(crate) async fn end(store: &Store, worker: &WorkerSession, claim: &Claim, ending: Ending) {
-    let now = store.now().await.expect("the time");
     let done = ending == Ending::Completed;
+    end_with(store, worker, claim, ending, |_| done).await;
+}
+
+/// Ends a claim that brought these packages over.
+pub(crate) async fn end_with(
+    store: &Store,
+    worker: &WorkerSession,
+    claim: &Claim,
+    ending: Ending,
+    brought: impl Fn(&str) -> bool,
+) {
+    let now = store.now().await.expect("the time");
     let is_archive = matches!(claim.work, Work::Archive(_));
     let mut outcome = AttemptOutcome::new(claim.work, claim.fence, worker.name(), claim.claimed_at, now, ending);
-    if done {
-        outcome.bytes_done = claim.bytes_total;
-        for member in &claim.members {
-            outcome.evidence.push(Evidence {
-                package: member.package,
-                location: claim.destination.location,
-                path: member.relative_path.clone(),
-                algorithm: member.digests[0].algorithm,
-                expected_digest: member.digests[0].value,
-                found_digest: member.digests[0].value,
-                expected_size_bytes: member.size_bytes,
-                found_size_bytes: member.size_bytes,
-                method: if is_archive { CheckMethod::ReadBack } else { CheckMethod::Received },
-                medium: StorageType::Disk,
-                cached: false,
-                how: is_archive.then_some(ReadHow::Direct),
-                unread_reason: None,
-                host: "h".into(),
-                version: "0".into(),
-                receiver_key: None,
-                started_at: now,
-                ended_at: now,
-            });
-        }
+    for member in claim.members.iter().filter(|member| brought(&member.name)) {
+        outcome.bytes_done += member.size_bytes;
+        outcome.evidence.push(Evidence {
+            package: member.package,
+            location: claim.destination.location,
+            path: member.relative_path.clone(),
+            algorithm: member.digests[0].algorithm,
+            expected_digest: member.digests[0].value,
+            found_digest: member.digests[0].value,
+            expected_size_bytes: member.size_bytes,
+            found_size_bytes: member.size_bytes,
+            method: if is_archive { CheckMethod::ReadBack } else { CheckMethod::Received },
+            medium: StorageType::Disk,
+            cached: false,
+            how: is_archive.then_some(ReadHow::Direct),
+            unread_reason: None,
+            host: "h".into(),
+            version: "0".into(),
+            receiver_key: None,
+            started_at: now,
+            ended_at: now,
+        });
     }
     store.finish(&outcome, 7).await.expect("finish");
 }
