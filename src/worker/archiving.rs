@@ -95,7 +95,7 @@ impl Archiving {
         Self {
             worker: config.name.clone(),
             host: config.host.clone(),
-            staging: Arc::new(Staging::new(config.spool.with_extension("staging"))),
+            staging: Arc::new(Staging::beside(&config.spool)),
             folders,
             served: config.archives.keys().cloned().collect(),
             shelves: archives
@@ -252,7 +252,8 @@ async fn keep(
     }
     let written = cancel.run_until_cancelled(archive.write_sidecar(&package, &sidecar)).await.ok_or_else(stopped)?;
     written.map_err(|e| Failure::from(e).during("cannot write the sidecar"))?;
-    if found.replaced {
+    // An attempt before this one may have replaced it, and died.
+    if found.replaced || fence > 1 {
         let forgotten = cancel.run_until_cancelled(archive.forget_replaced(&package)).await.ok_or_else(stopped)?;
         // The package is whole and was read back; where nothing may be removed, the corrupt copy stays beside it.
         if let Err(error) = forgotten {

@@ -1,4 +1,5 @@
 use std::{
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     sync::Arc,
@@ -28,15 +29,24 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    /// Below `all`, which is the worker's alone.
-    pub(super) fn new(all: PathBuf) -> Self {
+    /// Beside the worker's spool, in a folder with the spool's whole name: those of two workers of one machine may differ
+    /// behind their last dot alone.
+    pub(super) fn beside(spool: &Path) -> Self {
+        let mut name = spool.as_os_str().to_owned();
+        name.push(".staging");
+        Self::new(name.into())
+    }
+
+    fn new(all: PathBuf) -> Self {
         let own = all.join(format!("{:016x}", rand::random::<u64>()));
         Self { all, own }
     }
 
-    /// Removes what processes before this one left. Blocking.
+    /// Removes what processes before this one left, and nothing that has another name than theirs. Blocking.
     pub(super) fn sweep(&self) {
         let left = fs::read_dir(&self.all).into_iter().flatten().flatten();
+        let is_ours = |name: &OsStr| name.len() == 16 && name.as_encoded_bytes().iter().all(u8::is_ascii_hexdigit);
+        let left = left.filter(|entry| is_ours(&entry.file_name()));
         for folder in left.map(|entry| entry.path()).filter(|folder| *folder != self.own) {
             match remove_folder(&folder) {
                 Ok(()) => {
@@ -109,6 +119,19 @@ mod tests {
         for folder in [at.join("sub"), at.to_owned()] {
             fs::set_permissions(folder, fs::Permissions::from_mode(0o555)).unwrap();
         }
+    }
+
+    /// Catches a name made by `Path::with_extension`.
+    #[test]
+    fn two_workers_share_no_folder_and_nothing_else_is_swept() {
+        let temp = tempfile::tempdir().unwrap();
+        let staging = |worker: &str| Staging::beside(&temp.path().join(worker));
+        assert_ne!(staging("lta.disk").all, staging("lta.tape").all);
+        let spool = temp.path().join("w.staging");
+        fs::create_dir_all(spool.join("some folder")).unwrap();
+        fs::write(spool.join("outcome.json"), b"{}").unwrap();
+        staging("w").sweep();
+        assert_eq!(fs::read_dir(&spool).unwrap().count(), 2);
     }
 
     /// Catches a removal that stops at a folder which nobody may write to.
