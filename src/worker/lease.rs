@@ -19,7 +19,7 @@ use crate::{
 /// Renews with the verified bytes, and stops the attempt when it was overtaken or cancelled. Runs until it is dropped or has
 /// stopped the attempt. A renewal that fails stops nothing: the receiver's fence says who may write there, and a late
 /// renewal that nobody overtook brings the lease back. Only an archive has no receiver: such an attempt is stopped when its
-/// lease is over, counted from before it was asked for, by a clock that goes on while the machine sleeps.
+/// lease is over, counted from before each renewal was asked for, by a clock that goes on while the machine sleeps.
 pub(super) async fn keep(shared: Arc<Shared>, claim: Arc<Claim>, meter: Meter, stop: Stop) {
     let store = &shared.store;
     let mut wakeups = store.wakeups();
@@ -47,7 +47,9 @@ pub(super) async fn keep(shared: Arc<Shared>, claim: Arc<Claim>, meter: Meter, s
             () = over.reached(), if alone => return stop.now(Why::LeaseLost),
             () = stop.token().cancelled() => return,
         }
-        let (now, asked) = (clock(store), BootTime::now());
+        // In this order: a machine that sleeps between the two believes in too little, not in too much.
+        let asked = BootTime::now();
+        let now = clock(store);
         let renewing = store.renew(&shared.session, claim.work, claim.fence, shared.config.lease, &now, meter.bytes());
         let renewed = tokio::select! {
             renewed = renewing => renewed,
