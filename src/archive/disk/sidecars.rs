@@ -131,7 +131,7 @@ pub(super) fn read(root: &Root, name: &str) -> Result<Vec<u8>, ArchiveError> {
     let read = opened.take(MAX_BYTES + 1).read_to_end(&mut bytes);
     read.map_err(|e| failure::of_disk(&what, &DiskError::new("read", &*file, e)))?;
     if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_BYTES) {
-        return refuse(ErrorClass::Configuration, "it is longer than 16 MiB, and no such sidecar is ever written");
+        return refuse(ErrorClass::CorruptInFlight, "it is longer than 16 MiB, and no such sidecar is ever written");
     }
     Ok(bytes)
 }

@@ -195,6 +195,11 @@ impl Download<'_> {
             }
             let delay = delays.next_delay();
             if delays.failures() >= self.store.settings.limits.tries {
+                if filling.at > before {
+                    // Bytes come, and something cuts them short: that says nothing of the object.
+                    let text = format!("{} comes in pieces too small: {why}", self.store.shown(self.key));
+                    return Err(ArchiveError::new(ErrorClass::Network, text));
+                }
                 return Err(self.store.broken(self.key, filling.at, &why).await);
             }
             sleep(delay).await;

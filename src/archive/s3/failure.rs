@@ -166,6 +166,7 @@ fn judge(status: u16, code: &str) -> (ErrorClass, &'static str) {
         )
         | (_, 401 | 403) => (ErrorClass::Authentication, keys),
         (_, 408 | 502 | 504) => (ErrorClass::Network, "a gateway before it gave up"),
+        ("NoSuchUpload", _) => (ErrorClass::RemoteBusy, "somebody removed the upload; the next attempt begins anew"),
         ("" | "NotFound", 404) => {
             (ErrorClass::Network, "no S3 store says so; see what stands before it, and whether the endpoint is S3's")
         }
@@ -226,7 +227,7 @@ mod tests {
             ("NoSuchBucket", 404, ErrorClass::Configuration),
             ("", 404, ErrorClass::Network),
             ("NotFound", 404, ErrorClass::Network),
-            ("NoSuchUpload", 404, ErrorClass::Configuration),
+            ("NoSuchUpload", 404, ErrorClass::RemoteBusy),
             ("NoSuchKey", 404, ErrorClass::MissingSource),
             ("QuotaExceeded", 403, ErrorClass::NoSpace),
             ("", 507, ErrorClass::NoSpace),

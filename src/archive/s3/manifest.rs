@@ -104,13 +104,24 @@ impl Manifest {
     }
 }
 
+/// The version of a manifest that a newer program wrote, which is whole and cannot be judged here.
+pub(super) fn newer_version(bytes: &[u8]) -> Option<u32> {
+    #[derive(Deserialize)]
+    struct Version {
+        ccat_xfer_tree: u32,
+    }
+    let head = bytes.split(|&b| b == b'\n').next()?;
+    let head: Version = serde_json::from_slice(head).ok()?;
+    (head.ccat_xfer_tree > VERSION).then_some(head.ccat_xfer_tree)
+}
+
 /// Reads a manifest. What it says is not believed: names stay below the tree, and sizes are compared.
 pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Member>, String> {
     let end = bytes.iter().position(|&b| b == b'\n').ok_or("it has no end of a line")?;
     let (head, lines) = (&bytes[..end], &bytes[end + 1..]);
     let head: Head = serde_json::from_slice(head).map_err(|_| "its first line is none of a manifest")?;
     if head.ccat_xfer_tree != VERSION {
-        return Err(format!("it is of version {}, {VERSION} is known here", head.ccat_xfer_tree));
+        return Err(format!("it says to be of version {}", head.ccat_xfer_tree));
     }
     if head.check != Head::check_of(&head.digest, lines) {
         return Err("its lines are not those that were written".to_owned());

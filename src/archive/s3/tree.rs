@@ -9,7 +9,7 @@ use super::{
     MIN_PART_BYTES, S3, blocking,
     failure::{bug, of_copy, of_source},
     folder_of, keys,
-    manifest::{MAX_MANIFEST_BYTES, Manifest, Member, parse},
+    manifest::{MAX_MANIFEST_BYTES, Manifest, Member, newer_version, parse},
     sums::Said,
     upload::{Only, Upload, is_final},
 };
@@ -223,6 +223,10 @@ type Members = Result<Vec<Member>, (Vec<u8>, String)>;
 async fn members(store: &S3, root: &str) -> Result<Members, ArchiveError> {
     let key = keys::manifest(root);
     let bytes = store.read_bytes(&key, MAX_MANIFEST_BYTES as u64 + 4096).await?.ok_or_else(|| store.gone(&key))?;
+    if let Some(version) = newer_version(&bytes) {
+        let text = format!("{} is of version {version}; update this program to read it", store.shown(&key));
+        return Err(ArchiveError::new(ErrorClass::Configuration, text));
+    }
     blocking(move || Ok(parse(&bytes).map_err(|why| (bytes, why)))).await
 }
 

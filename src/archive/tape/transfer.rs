@@ -148,7 +148,7 @@ impl Work {
 
     /// Whether an attempt of this piece of work put it.
     async fn is_noted_by(&self, key: &str, turn: &Turn) -> Result<bool, ArchiveError> {
-        let note = get_small(&self.asking(), &note_of(key), MAX_NOTE_BYTES).await?;
+        let note = get_small(&self.asking(), &note_of(key), MAX_NOTE_BYTES, &self.cancel).await?;
         Ok(note == job_line(turn).as_bytes())
     }
 
@@ -326,7 +326,7 @@ impl Work {
 
     /// The checksum that was noted when the object was put.
     async fn sum_of(&self, key: &str) -> Result<String, ArchiveError> {
-        let bytes = get_small(&self.asking(), &format!("{key}.ccat.sum"), 4096).await?;
+        let bytes = get_small(&self.asking(), &format!("{key}.ccat.sum"), 4096, &self.cancel).await?;
         Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
     }
 
@@ -476,8 +476,13 @@ async fn get(asking: &Asking<'_>, key: &str, cancel: &CancellationToken) -> Resu
     }
 }
 
-async fn get_small(asking: &Asking<'_>, key: &str, most: u64) -> Result<Vec<u8>, ArchiveError> {
-    let staging = get(asking, key, &CancellationToken::new()).await?;
+async fn get_small(
+    asking: &Asking<'_>,
+    key: &str,
+    most: u64,
+    cancel: &CancellationToken,
+) -> Result<Vec<u8>, ArchiveError> {
+    let staging = get(asking, key, cancel).await?;
     let what = format!("cannot read {key} from tape");
     blocking(move || {
         let file = staging.root.handle().open_read(OBJECT.as_bytes()).map_err(|e| failure::of_disk(&what, &e))?;
@@ -486,7 +491,7 @@ async fn get_small(asking: &Asking<'_>, key: &str, most: u64) -> Result<Vec<u8>,
         read.map_err(|e| failure::of_disk(&what, &DiskError::new("read", staging.path_of(OBJECT), e)))?;
         if u64::try_from(bytes.len()).is_ok_and(|len| len > most) {
             return Err(ArchiveError::new(
-                ErrorClass::Configuration,
+                ErrorClass::CorruptInFlight,
                 format!("{what}: it is longer than {most} bytes, and none like it is ever written"),
             ));
         }
@@ -508,7 +513,7 @@ pub(super) async fn read_sidecar(asking: &Asking<'_>, name: &str) -> Result<Vec<
         ));
     }
     match asking.latest(name, &never).await? {
-        Some(latest) => get_small(asking, &latest.key, MAX_SIDECAR_BYTES).await,
+        Some(latest) => get_small(asking, &latest.key, MAX_SIDECAR_BYTES, &never).await,
         None => Err(ArchiveError::new(
             ErrorClass::MissingSource,
             format!("cannot read the sidecar {name} from tape: it is not there"),
