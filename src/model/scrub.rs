@@ -9,16 +9,18 @@ pub struct ScrubTally {
     pub different: u64,
     /// Not there.
     pub missing: u64,
+    /// Nobody knows: they could not be read.
+    pub unreadable: u64,
 }
 
 impl ScrubTally {
     /// Looks that a share is taken of, at the least: one missing copy among the first ones is no share.
     const LEAST: u64 = 10;
 
-    /// Whether more than a tenth of what was looked at is missing. Then the archive is likelier to be another one, or
+    /// Whether more than a tenth of what was looked at is missing or cannot be read. Then the archive is likelier to be another one, or
     /// only a part of itself, than to have lost so much: whoever looks stops and asks.
     pub fn is_suspicious(&self) -> bool {
-        self.missing.saturating_mul(10) > self.looked_at.max(Self::LEAST)
+        self.missing.saturating_add(self.unreadable).saturating_mul(10) > self.looked_at.max(Self::LEAST)
     }
 }
 
@@ -35,5 +37,6 @@ mod tests {
         for (looked_at, missing) in [(2, 2), (10, 2), (100, 11), (1000, 101)] {
             assert!(tally(looked_at, missing).is_suspicious(), "{missing} of {looked_at}");
         }
+        assert!(ScrubTally { unreadable: 5, ..tally(100, 6) }.is_suspicious());
     }
 }

@@ -58,6 +58,9 @@ fn told(failure: &Failure) -> JobError {
     JobError::new(class, failure.chain.join(": "))
 }
 
+/// Failures one after the other that are taken for the archive's, and not for those of packages.
+const FAILURES_IN_A_ROW: u32 = 5;
+
 /// Reads what is archived at a location again, the oldest evidence first, and records what it finds.
 pub(super) async fn verify(
     args: &args::Scrub,
@@ -73,8 +76,10 @@ pub(super) async fn verify(
     let id = store.location_id(&location.to_string()).await.map_err(wrong)?;
     let (began, host, by) = (store.now().await.map_err(wrong)?, host_name(), actor());
     let meter = Meter::new(args.rate_limit);
-    let (mut tally, mut after, mut unreadable, mut unread) = (ScrubTally::default(), None, 0u64, 0u64);
-    let mut missing = Vec::new();
+    let (mut tally, mut after, mut unread) = (ScrubTally::default(), None, 0u64);
+    // Not before it is known that the archive is there: what is bad loses its packages their state.
+    let mut held_back = Vec::new();
+    let (mut failures, mut interrupted) = (0u32, false);
     let most = args.limit.map_or(u64::MAX, u64::from);
     'all: while tally.looked_at < most {
         let copies = store.next_to_check(id, began, after, AT_ONCE).await.map_err(wrong)?;
@@ -85,10 +90,12 @@ pub(super) async fn verify(
                 break 'all;
             }
             if cancel.is_cancelled() {
-                return Err(JobError::new(FailureClass::Cancelled, "interrupted; what was found so far is recorded"));
+                interrupted = true;
+                break 'all;
             }
             tally.looked_at += 1;
             let found = scrub(&*archive, id, &copy.package, (&host, reads_nothing), &meter, cancel).await;
+            failures = if found.is_ok() { 0 } else { failures + 1 };
             let looked = match &found {
                 Ok(Scrubbed::Read(evidence)) => {
                     if evidence.is_equal() && evidence.unread_reason.is_some() {
@@ -102,59 +109,68 @@ pub(super) async fn verify(
                 }
                 Ok(Scrubbed::Missing(why)) => {
                     tally.missing += 1;
-                    missing.push((copy.clone(), why.clone()));
+                    held_back.push((copy.clone(), true, why.clone()));
                     None
                 }
                 Ok(Scrubbed::Unreadable(why)) => {
-                    unreadable += 1;
-                    Some(store.record_check(copy, Finding::Unreadable { why }, &by).await.map_err(wrong)?)
+                    tally.unreadable += 1;
+                    held_back.push((copy.clone(), false, why.clone()));
+                    None
                 }
                 // What is wrong with all of them is said once.
+                Err(failure) if failure.class == ErrorClass::Cancelled => {
+                    interrupted = true;
+                    break 'all;
+                }
                 Err(failure)
-                    if failure.class == ErrorClass::Cancelled
-                        || (tally.looked_at == 1 && concerns_all(failure.class)) =>
+                    if concerns_all(failure.class) && (tally.looked_at == 1 || failures >= FAILURES_IN_A_ROW) =>
                 {
                     return Err(told(failure));
                 }
                 Err(_) => {
-                    unreadable += 1;
+                    tally.unreadable += 1;
                     None
                 }
             };
             show(screen, json, copy, &found, looked)?;
             if tally.is_suspicious() && !args.yes {
                 let text = format!(
-                    "{} of {} packages are missing at {location}: perhaps it is not mounted, or another archive; look \
-                     there, and go on with --yes",
-                    tally.missing, tally.looked_at
+                    "{} of {} packages are missing or cannot be read at {location}: perhaps it is not mounted, or another \
+                     archive; look there, and go on with --yes",
+                    tally.missing + tally.unreadable,
+                    tally.looked_at
                 );
                 return Err(JobError::new(FailureClass::Destination, text));
             }
             meter.wait(cancel).await;
         }
     }
-    // Not before it is known that the archive is there: what is missing loses its packages their state.
-    for (copy, why) in &missing {
-        store.record_check(copy, Finding::Missing { why }, &by).await.map_err(wrong)?;
+    for (copy, is_missing, why) in &held_back {
+        let finding = if *is_missing { Finding::Missing { why } } else { Finding::Unreadable { why } };
+        store.record_check(copy, finding, &by).await.map_err(wrong)?;
     }
     store.close().await;
+    if interrupted {
+        return Err(JobError::new(FailureClass::Cancelled, "interrupted; what was found so far is recorded"));
+    }
     if json {
         print_json(
             screen,
             &serde_json::json!({
                 "schema": 1, "event": "summary", "looked_at": tally.looked_at, "equal": tally.equal,
-                "different": tally.different, "missing": tally.missing, "unreadable": unreadable, "not_read": unread,
+                "different": tally.different, "missing": tally.missing, "unreadable": tally.unreadable, "not_read": unread,
                 "bytes": meter.bytes(),
             }),
         )?;
     } else {
         screen.print(&format!(
-            "{} packages of {location} were read ({}): {} equal, {} different, {} missing, {unreadable} unreadable\n",
+            "{} packages of {location} were read ({}): {} equal, {} different, {} missing, {} unreadable\n",
             tally.looked_at - unread,
             show_size(meter.bytes()),
             tally.equal,
             tally.different,
-            tally.missing
+            tally.missing,
+            tally.unreadable
         ));
         if unread > 0 {
             screen.print(&format!(
@@ -163,7 +179,7 @@ pub(super) async fn verify(
             ));
         }
     }
-    Ok(match (tally.different, tally.missing + unreadable) {
+    Ok(match (tally.different, tally.missing + tally.unreadable) {
         (0, 0) => Exit::Success,
         (0, _) => Exit::Failed(FailureClass::Destination),
         _ => Exit::Failed(FailureClass::Integrity),
