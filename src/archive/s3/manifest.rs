@@ -226,6 +226,15 @@ mod tests {
         }
     }
 
+    /// Catches a manifest of a newer program that is called corrupt, and then replaced.
+    #[test]
+    fn a_newer_version_is_told_from_damage() {
+        let good = String::from_utf8(bytes_of(&members())).unwrap();
+        let newer = "{\"ccat_xfer_tree\":2,\"whatever\":[]}\nand its lines";
+        assert_eq!((newer_version(good.as_bytes()), newer_version(newer.as_bytes())), (None, Some(2)));
+        assert_eq!(newer_version(&good.as_bytes()[1..]), None);
+    }
+
     /// Catches a count of entries that is not compared, and lines believed because the check fits them.
     #[test]
     fn a_manifest_that_is_torn_or_strange_is_refused() {
