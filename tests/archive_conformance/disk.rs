@@ -445,7 +445,8 @@ async fn a_torn_sidecar_is_none() {
     assert_eq!(bed.left_over(&package), Vec::<String>::new());
     let name = &bed.archive().sidecars(None, 10).await.unwrap()[0];
     fs::File::create(bed.home(&package).join("one.ccat.json")).unwrap().set_len((16 << 20) + 1).unwrap();
-    assert_eq!(bed.archive().read_sidecar(name).await.unwrap_err().class, ErrorClass::Configuration);
+    // One that is bad, and not the archive.
+    assert_eq!(bed.archive().read_sidecar(name).await.unwrap_err().class, ErrorClass::CorruptInFlight);
 }
 
 /// What the disk keeps is not what it took, for every package.
