@@ -16,7 +16,9 @@
 //! source again and compared with what the store says of its own (its checksum, or the MD5 that is its ETag); only equal
 //! ones are kept. What cannot be compared is sent again. So it is with the files of a tree that is not whole, large ones too: by
 //! the CRC-64/NVME of the whole, or the ETag, which is the MD5 of the parts' MD5. Uploads of the same key that are not gone on
-//! with are removed, those of a tree once it is whole, and those of an attempt whose failure no other one follows.
+//! with are removed, those of a tree once it is whole, and those of an attempt whose error has no retry. One that was
+//! cancelled, or that found no retry left, keeps its parts for whoever tries again: a bucket's rule that aborts uploads after
+//! some weeks clears up the rest.
 //!
 //! **Replacing.** A corrupt package is not touched: the new bytes get the next generation's keys (`PATH.DIGEST.r1` and so
 //! on), and the highest generation that is whole is the package. A crash leaves the old one, or the old and the new one.

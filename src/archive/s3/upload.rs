@@ -285,7 +285,7 @@ impl Upload<'_> {
     }
 
     /// The upload to go on with, and the parts of it that the store says it has. Others of the same key are removed:
-    /// whoever began them is gone, or will find its upload gone and begin anew.
+    /// whoever began them is gone, or finds its upload gone, and the next attempt begins anew.
     async fn begin(&self, file: &SourceFile) -> Result<(String, HashMap<i32, Said>), ArchiveError> {
         let mut best: Option<(String, HashMap<i32, Said>)> = None;
         let mut others = Vec::new();
