@@ -17,8 +17,8 @@ impl ScrubTally {
     /// Looks that a share is taken of, at the least: one missing copy among the first ones is no share.
     const LEAST: u64 = 10;
 
-    /// Whether more than a tenth of what was looked at is missing or cannot be read. Then the archive is likelier to be another one, or
-    /// only a part of itself, than to have lost so much: whoever looks stops and asks.
+    /// Whether more than a tenth of what was looked at is missing or cannot be read. Then the archive is likelier to be
+    /// another one, or only a part of itself, than to have lost so much: whoever looks stops and asks.
     pub fn is_suspicious(&self) -> bool {
         self.missing.saturating_add(self.unreadable).saturating_mul(10) > self.looked_at.max(Self::LEAST)
     }

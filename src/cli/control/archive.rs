@@ -117,11 +117,11 @@ pub(super) async fn verify(
                     held_back.push((copy.clone(), false, why.clone()));
                     None
                 }
-                // What is wrong with all of them is said once.
                 Err(failure) if failure.class == ErrorClass::Cancelled => {
                     interrupted = true;
                     break 'all;
                 }
+                // What is wrong with all of them is said once.
                 Err(failure)
                     if concerns_all(failure.class) && (tally.looked_at == 1 || failures >= FAILURES_IN_A_ROW) =>
                 {

@@ -130,7 +130,8 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- As before, and true: a function without a value can be called by a statement alone.
+-- Returns whether a lost lease came back, which the caller judges. One without a value is called by PERFORM alone, which
+-- costs an execution of its own.
 DROP FUNCTION work_change(TEXT, TEXT, TEXT, BIGINT, BIGINT, BIGINT, BIGINT, BOOLEAN);
 CREATE FUNCTION work_change(what TEXT, old_status TEXT, new_status TEXT, old_fence BIGINT, new_fence BIGINT,
     old_attempt BIGINT, new_attempt BIGINT) RETURNS boolean LANGUAGE plpgsql AS $$
