@@ -23,6 +23,7 @@ macro_rules! steps {
             Step { version: 4, name: "spool", text: step!($folder, "0004_spool") },
             Step { version: 5, name: "archive", text: step!($folder, "0005_archive") },
             Step { version: 6, name: "batches", text: step!($folder, "0006_batches") },
+            Step { version: 7, name: "seeks", text: step!($folder, "0007_seeks") },
         ]
     };
 }

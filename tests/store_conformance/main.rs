@@ -33,6 +33,7 @@ const CASES: &[Case] = cases![
     schema::names_of_queues_stay_and_are_not_shared,
     schema::every_word_of_the_model_is_one_of_the_schema,
     schema::leases_have_a_clock,
+    schema::no_index_leads_with_what_its_condition_says,
     planning::a_topology_is_applied_once,
     planning::what_leaves_the_topology_becomes_inactive,
     planning::registering_twice_makes_nothing_new,
