@@ -1,9 +1,10 @@
 //! Outcomes that end at the same time are written together: one transaction for all that came while the one before was
-//! under way.
+//! under way, or within a moment.
 
 use std::{
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::oneshot;
@@ -15,6 +16,8 @@ use crate::{
 
 /// Most outcomes of one transaction.
 const MOST: usize = 64;
+/// How long the first one waits for others: less than its commit takes.
+const GATHER: Duration = Duration::from_millis(1);
 
 /// Writes outcomes of one worker.
 #[derive(Debug, Default)]
@@ -48,6 +51,7 @@ impl Together {
                 Err(oneshot::error::TryRecvError::Closed) => return Err(given_up()),
                 Err(oneshot::error::TryRecvError::Empty) => {}
             }
+            tokio::time::sleep(GATHER).await;
             let some = self.some();
             let outcomes: Vec<_> = some.iter().map(|one| one.outcome.as_ref()).collect();
             let answers = store.finish_all(&outcomes, rand::random()).await;
@@ -58,14 +62,11 @@ impl Together {
         }
     }
 
-    /// The oldest, a power of two of them: statements differ with their number, and the database prepares each.
+    /// The oldest.
     fn some(&self) -> Vec<Waiting> {
         let mut waiting = self.waiting();
         waiting.retain(|one| !one.answer.is_closed());
-        let count = match waiting.len().min(MOST) {
-            0 => 0,
-            n => 1 << n.ilog2(),
-        };
+        let count = at_once(waiting.len());
         let rest = waiting.split_off(count);
         mem::replace(&mut *waiting, rest)
     }
@@ -76,6 +77,25 @@ impl Together {
     }
 }
 
+/// How many of so many are written together. Statements differ with their number, and the database prepares each: every
+/// number that the slots of a usual worker make, and few above.
+fn at_once(waiting: usize) -> usize {
+    match waiting.min(MOST) {
+        few @ ..=16 => few,
+        many => many - many % 16,
+    }
+}
+
 fn given_up() -> StoreError {
     StoreError::Unavailable("whoever was writing this outcome with others gave up".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_numbers_of_outcomes_make_few_statements() {
+        assert_eq!([0, 1, 16, 17, 40, 63, 64, 1000].map(at_once), [0, 1, 16, 16, 32, 48, 64, 64]);
+    }
 }
