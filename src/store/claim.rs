@@ -9,8 +9,10 @@
 //! A way without limits gives as many rows as the worker has room for: one round of statements and one commit for all of
 //! them. Where a limit, a rate or a breaker counts what runs, one row is taken at a time.
 //!
-//! On SQLite one claim runs at a time. On PostgreSQL several do: they skip each other's rows, and where a number must
-//! not be exceeded (limits, one look of a breaker) the claim looks again under a lock that all others take too.
+//! Most looks find nothing, and so the first one is a question by itself: is anything offered at all? It locks nothing, waits
+//! for nobody, and costs one step of an index for each queue. On SQLite one claim runs at a time. On PostgreSQL several do: they skip each
+//! other's rows, and where a number must not be exceeded (limits, one look of a breaker) the claim looks again under a lock
+//! that all others take too.
 
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
@@ -181,6 +183,16 @@ pub struct OpenQueue {
     pub room: u32,
 }
 
+/// What a look for work found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// What is the worker's now.
+    pub claims: Vec<Claim>,
+    /// Where nothing was claimed: something is offered in these queues that must not run now (a pause, a limit, a breaker, or
+    /// another worker was faster). It may run once something else has ended, of which nobody tells.
+    pub waits: bool,
+}
+
 /// A queue that a worker claims from, with its location's row.
 #[derive(Clone, Copy, Debug)]
 struct Known<'a> {
@@ -214,7 +226,7 @@ impl Store {
         clock: &LeaseClock,
     ) -> Result<Option<Claim>, StoreError> {
         let queues: Vec<_> = queues.iter().map(|queue| OpenQueue { queue: queue.clone(), room: 1 }).collect();
-        Ok(self.claim_some(session, &queues, lease, clock).await?.pop())
+        Ok(self.claim_some(session, &queues, lease, clock).await?.claims.pop())
     }
 
     /// The same for as many rows as there is room for. The first one is that of [`Store::claim_next`]; with it come those
@@ -228,7 +240,7 @@ impl Store {
         queues: &[OpenQueue],
         lease: Duration,
         clock: &LeaseClock,
-    ) -> Result<Vec<Claim>, StoreError> {
+    ) -> Result<Found, StoreError> {
         let known = queues
             .iter()
             .map(|open| {
@@ -238,28 +250,45 @@ impl Store {
                 })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        if self.backend() == Backend::Sqlite && !self.has_candidate(&known).await? {
-            return Ok(Vec::new());
+        if !self.is_offered(&known).await? {
+            return Ok(Found::default());
         }
         for _ in 0..TRIES {
             match self.try_claim(session, &known, lease, clock).await? {
-                Try::Claimed(claims) => return Ok(claims),
-                Try::Nothing => return Ok(Vec::new()),
+                Try::Claimed(claims) => return Ok(Found { claims, waits: false }),
+                Try::Nothing => break,
                 Try::Again => {}
             }
         }
-        Ok(Vec::new())
+        Ok(Found { claims: Vec::new(), waits: true })
     }
 
-    /// Whether there is something to claim: most looks find nothing, and a reader waits for no writer.
-    async fn has_candidate(&self, queues: &[Known<'_>]) -> Result<bool, StoreError> {
-        let mut tx = self.read().await?;
+    /// Whether anything is offered in these queues, be it that it may not run now.
+    async fn is_offered(&self, queues: &[Known<'_>]) -> Result<bool, StoreError> {
+        let mut args = Vec::new();
+        let mut some = Vec::new();
         for kind in Kind::ALL {
-            if candidate(&mut tx, kind, &places(queues, kind)).await?.is_some() {
-                return Ok(true);
+            for place in places(queues, kind) {
+                args.push(Value::from(place));
+                // In the order of the claim index, though it is the same in all: PostgreSQL would else walk over another one.
+                let order = match kind {
+                    Kind::Transfer => "route_id, origin_location_id, destination_location_id",
+                    Kind::Archive => "origin_location_id",
+                };
+                some.push(format!(
+                    "(SELECT id FROM {} {} WHERE status = 'scheduled' AND queue_location_id = ${} \
+                     ORDER BY {order}, priority DESC, id LIMIT 1) IS NOT NULL",
+                    kind.table(),
+                    kind.claim_index(self.backend() == Backend::Sqlite),
+                    args.len()
+                ));
             }
         }
-        Ok(false)
+        if some.is_empty() {
+            return Ok(false);
+        }
+        let rows = self.ask(format!("SELECT {} AS offered", some.join(" OR ")), &args).await?;
+        rows.first().map_or(Ok(false), |row| row.flag("offered"))
     }
 
     async fn try_claim(

@@ -201,15 +201,15 @@ mod watch;
 mod work;
 mod workers;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use sqlx::PgPool;
 
-use self::sql::{Tx, args, in_time};
+use self::sql::{Row, Tx, Value, args, in_time};
 use crate::model::Timestamp;
 
 pub use archiving::{ArchiveLimits, ArchivesPlanned};
-pub use claim::{ArchiveTerms, Claim, Member, OpenQueue, PeerAddress, Place, RouteTerms};
+pub use claim::{ArchiveTerms, Claim, Found, Member, OpenQueue, PeerAddress, Place, RouteTerms};
 pub use dead_letters::DeadLetter;
 pub use error::StoreError;
 pub use explain::{Explanation, LastError};
@@ -364,6 +364,14 @@ impl Store {
             Db::Sqlite(db) => Tx::Sqlite(in_time(db.writer.begin_with("BEGIN IMMEDIATE")).await?),
             Db::Postgres(pool) => Tx::Postgres(in_time(pool.begin()).await?),
         })
+    }
+
+    /// One question by itself, without the round trips of a transaction.
+    pub(crate) async fn ask(&self, text: impl Into<Cow<'static, str>>, args: &[Value]) -> Result<Vec<Row>, StoreError> {
+        match &self.db {
+            Db::Sqlite(db) => sql::ask_sqlite(&db.reader, text.into(), args).await,
+            Db::Postgres(pool) => sql::ask_postgres(pool, text.into(), args).await,
+        }
     }
 
     /// A transaction that reads one snapshot. It need not be committed.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use sqlx::{
-    Arguments as _, Postgres, Row as _, SqlSafeStr as _, SqlStr, Sqlite,
+    Arguments as _, PgPool, Postgres, Row as _, SqlSafeStr as _, SqlStr, Sqlite, SqlitePool,
     postgres::{PgArguments, PgRow},
     sqlite::{SqliteArguments, SqliteRow},
 };
@@ -277,6 +277,26 @@ impl Tx {
             Self::Postgres(tx) => in_time(tx.commit()).await,
         }
     }
+}
+
+/// One question outside of any transaction.
+pub(super) async fn ask_sqlite(
+    pool: &SqlitePool,
+    text: Cow<'static, str>,
+    args: &[Value],
+) -> Result<Vec<Row>, StoreError> {
+    let query = sqlx::query_with(for_sqlite(text), sqlite_args(args)?);
+    Ok(in_time(query.fetch_all(pool)).await?.into_iter().map(Row::Sqlite).collect())
+}
+
+/// The same on the other backend.
+pub(super) async fn ask_postgres(
+    pool: &PgPool,
+    text: Cow<'static, str>,
+    args: &[Value],
+) -> Result<Vec<Row>, StoreError> {
+    let query = sqlx::query_with(plain(text), postgres_args(args)?);
+    Ok(in_time(query.fetch_all(pool)).await?.into_iter().map(Row::Postgres).collect())
 }
 
 fn plain(text: Cow<'static, str>) -> SqlStr {

@@ -11,7 +11,7 @@ use std::{
 use super::{AWAY, Shared, clock, complain, finish, is_away, queue_of, queues, stop::Why, wait};
 use crate::{
     broker::{self, Broker, Delivery, Subscription},
-    store::{Claim, OpenQueue, StoreError, Wakeup, Wakeups},
+    store::{Found, OpenQueue, StoreError, Wakeup, Wakeups},
     telemetry::health::Heartbeat,
 };
 
@@ -41,31 +41,33 @@ pub(super) async fn run(shared: &Arc<Shared>, broker: Option<Arc<dyn Broker>>, p
         let open = shared.slots.open_queues();
         if open.is_empty() {
             tokio::select! {
-                () = &mut freed => {}
+                // What was written together is free together.
+                () = &mut freed => wait(&shared.gate, GATHER).await,
                 () = shared.gate.draining() => {}
                 // A worker with full slots is well, and says so.
                 () = tokio::time::sleep(SPOOLED) => {}
             }
             continue;
         }
+        let is_any_full = shared.slots.is_any_full();
         match claim(shared, &open).await {
-            Ok(claims) if !claims.is_empty() => {
+            Ok(found) if !found.claims.is_empty() => {
                 delays.reset();
                 pulse.worked();
-                for claim in claims {
+                for claim in found.claims {
                     let slot = shared.slots.take(&queue_of(&claim));
                     shared.session.hold(claim.work);
                     tokio::spawn(finish::attend(Arc::clone(shared), claim, slot));
                 }
                 acknowledge(&mut held).await;
             }
-            Ok(_) => {
+            Ok(found) => {
                 delays.reset();
                 acknowledge(&mut held).await;
                 tokio::select! {
                     hint = source.next() => held = hint,
-                    // Another queue has room now.
-                    () = &mut freed => {}
+                    // Another queue has room now, or what has ended here was in the way of what waits.
+                    () = &mut freed, if is_any_full || found.waits => {}
                     () = shared.gate.draining() => {}
                 }
             }
@@ -87,7 +89,7 @@ pub(super) async fn run(shared: &Arc<Shared>, broker: Option<Arc<dyn Broker>>, p
     pulse.retire();
 }
 
-async fn claim(shared: &Shared, open: &[OpenQueue]) -> Result<Vec<Claim>, StoreError> {
+async fn claim(shared: &Shared, open: &[OpenQueue]) -> Result<Found, StoreError> {
     let now = clock(&shared.store);
     shared.store.claim_some(&shared.session, open, shared.config.lease, &now).await
 }
@@ -145,6 +147,8 @@ async fn subscribe(shared: &Shared, broker: &Arc<dyn Broker>) -> Option<Box<dyn 
     }
 }
 
+/// From the first slot that became free to a claim, where none was: several claims of one row cost more than one of several.
+const GATHER: Duration = Duration::from_millis(2);
 /// Between looks at whether outcomes still wait.
 const SPOOLED: Duration = Duration::from_millis(500);
 /// Between looks after an error that is not the database's absence.

@@ -46,6 +46,12 @@ impl Slots {
         state.queues.iter().filter_map(room).collect()
     }
 
+    /// Whether some queue has no room: a slot that becomes free may open it.
+    pub(super) fn is_any_full(&self) -> bool {
+        let state = self.state();
+        state.free == 0 || state.queues.values().any(|free| *free == Some(0))
+    }
+
     /// Takes a slot of a queue that was open. There is one claimer, so it still is.
     pub(super) fn take(&self, queue: &QueueName) -> Slot {
         let mut state = self.state();

@@ -243,7 +243,7 @@ pub(crate) async fn several_come_at_once_where_nothing_limits_them(bed: &Bed) {
     let session = enrol(&bed.store, "w", &[QUEUE]).await;
     let some = async |room: u32| -> Vec<i64> {
         let claims = bed.store.claim_some(&session, &[open(room)], LEASE, &bed.store.lease_clock()).await;
-        claims.expect("claim").iter().map(|claim| claim.work.number()).collect()
+        claims.expect("claim").claims.iter().map(|claim| claim.work.number()).collect()
     };
     let mut transfers = Vec::new();
     for _ in 0..5 {
@@ -283,7 +283,7 @@ pub(crate) async fn several_claimers_of_many_get_each_row_once(bed: &Bed) {
         let mut mine = Vec::new();
         loop {
             let clock = bed.store.lease_clock();
-            let some = bed.store.claim_some(&session, &[open(1 + n)], LEASE, &clock).await.expect("claim");
+            let some = bed.store.claim_some(&session, &[open(1 + n)], LEASE, &clock).await.expect("claim").claims;
             if some.is_empty() {
                 return mine;
             }
