@@ -137,7 +137,7 @@ impl Figures {
         add(&self.transfers, planned.transfers);
         add(&self.packages, planned.packages);
         add(&self.obstacles, planned.obstacles.len());
-        add(&self.offered, scheduled.offered);
+        add(&self.offered, planned.offered + scheduled.offered);
         add(&self.taken_back, scheduled.taken_back);
         add(&self.cancelled, scheduled.cancelled);
     }

@@ -28,7 +28,7 @@ use std::{
     collections::BTreeSet,
     fmt,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use self::{
@@ -38,7 +38,7 @@ use self::{
 use crate::{
     broker::Broker,
     model::{LocationId, PackageId, Work},
-    store::{ArchiveLimits, PlanLimits, Planned, Store, SweepRules, Wakeup},
+    store::{ArchiveLimits, PlanLimits, Planned, Scheduled, Store, SweepRules, Wakeup},
     task::Gate,
     telemetry::{health::Health, metrics::Metrics},
 };
@@ -108,7 +108,23 @@ struct Shared {
     unswept: Mutex<BTreeSet<Work>>,
     /// Bad copies without a source for their repair that were told of.
     unrepaired: Mutex<BTreeSet<(PackageId, LocationId)>>,
+    /// When all queues were last looked at.
+    scheduled: LastLook,
     figures: Figures,
+}
+
+/// When something was last done.
+#[derive(Debug, Default)]
+struct LastLook(Mutex<Option<Instant>>);
+
+impl LastLook {
+    fn note(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < FRESH)
+    }
 }
 
 impl fmt::Debug for Shared {
@@ -129,8 +145,15 @@ pub async fn run(
 ) {
     let figures = Figures::default();
     figures.register(metrics);
-    let shared =
-        Arc::new(Shared { config, store, broker, unswept: Mutex::default(), unrepaired: Mutex::default(), figures });
+    let shared = Arc::new(Shared {
+        config,
+        store,
+        broker,
+        unswept: Mutex::default(),
+        unrepaired: Mutex::default(),
+        scheduled: LastLook::default(),
+        figures,
+    });
     let config = &shared.config;
     tracing::info!(manager = config.name, broker = shared.broker.is_some(), "the manager begins");
     let mut loops = Vec::new();
@@ -155,7 +178,8 @@ pub async fn run(
         }));
     }
     if config.duties.archives {
-        loops.push(daemon(Task::Archiver, config.plan_every, &[Wakeup::Pending]).spawn({
+        let archiver = Daemon { least: GATHER, ..daemon(Task::Archiver, config.plan_every, &[Wakeup::Pending]) };
+        loops.push(archiver.spawn({
             let shared = Arc::clone(&shared);
             move || {
                 let shared = Arc::clone(&shared);
@@ -171,7 +195,7 @@ pub async fn run(
         }
     }));
     // A turn of its own for many ends at a time: nothing waits for it but the states of packages and further archives.
-    let settler = Daemon { least: SETTLE_LEAST, ..daemon(Task::Settler, config.plan_every, &[Wakeup::Pending]) };
+    let settler = Daemon { least: GATHER, ..daemon(Task::Settler, config.plan_every, &[Wakeup::Pending]) };
     loops.push(settler.spawn({
         let shared = Arc::clone(&shared);
         move || {
@@ -188,7 +212,8 @@ pub async fn run(
     }));
     if let Some(broker) = &shared.broker {
         let relay = Arc::new(relay::Relay::new(Arc::clone(broker)));
-        loops.push(daemon(Task::Relay, config.relay_every, &[Wakeup::Outbox]).spawn({
+        let told = Daemon { least: HINTS_GATHER, ..daemon(Task::Relay, config.relay_every, &[Wakeup::Outbox]) };
+        loops.push(told.spawn({
             let shared = Arc::clone(&shared);
             move || {
                 let (shared, relay) = (Arc::clone(&shared), Arc::clone(&relay));
@@ -272,7 +297,14 @@ async fn plan(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
     } else {
         Planned::default()
     };
-    let scheduled = store.schedule(name).await?;
+    // What was just made is offered already. What else may wait is looked at by the turn that follows.
+    let scheduled = if planned.offered > 0 && shared.scheduled.is_fresh() {
+        Scheduled::default()
+    } else {
+        let scheduled = store.schedule(name).await?;
+        shared.scheduled.note();
+        scheduled
+    };
     shared.figures.count_plan(&planned, &scheduled);
     if planned.bundles + scheduled.offered + scheduled.taken_back + scheduled.cancelled == 0 {
         return Ok(Turn::Idle);
@@ -280,11 +312,11 @@ async fn plan(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
     tracing::debug!(
         bundles = planned.bundles,
         transfers = planned.transfers,
-        offered = scheduled.offered,
+        offered = planned.offered + scheduled.offered,
         taken_back = scheduled.taken_back,
         "planned"
     );
-    Ok(match scheduled.offered {
+    Ok(match planned.offered + scheduled.offered {
         _ if planned.is_unfinished => Turn::Unfinished,
         0 => Turn::Worked,
         _ => Turn::Offered,
@@ -320,5 +352,9 @@ async fn sweep(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
 const INTAKE_BATCH: u32 = 200;
 /// Ends that are looked at in one turn.
 const SETTLE_BATCH: u32 = 500;
-/// Between two of these turns, so that ends come in numbers.
-const SETTLE_LEAST: Duration = Duration::from_millis(250);
+/// For how long what waits in the queues is known well enough while new work goes by.
+const FRESH: Duration = Duration::from_millis(50);
+/// Between two turns of the relay: workers hear of most offers from the database before any hint comes.
+const HINTS_GATHER: Duration = Duration::from_millis(50);
+/// Between two turns of those whose work is better done in numbers.
+const GATHER: Duration = Duration::from_millis(250);

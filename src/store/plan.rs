@@ -15,6 +15,7 @@ use super::{
     Backend, Store, StoreError,
     many::{Alias, any_of, distinct, locked, numbers, off_index, skip_locked, with_ids},
     network::network,
+    schedule::{Offering, Ready},
     sql::{Row, Tx, Value, args},
     wakeups::Wakeup,
     workers::micros,
@@ -42,11 +43,14 @@ pub struct PlanLimits {
     pub bundles: usize,
     /// When a request that fitted nowhere comes again.
     pub look_again: Duration,
+    /// Whether what was made is offered to workers in the same transaction, as far as they have room. What is not offered
+    /// here, [`Store::schedule`] offers.
+    pub offers: bool,
 }
 
 impl Default for PlanLimits {
     fn default() -> Self {
-        Self { bundle: BundleLimits::default(), bundles: 256, look_again: Duration::from_secs(30) }
+        Self { bundle: BundleLimits::default(), bundles: 256, look_again: Duration::from_secs(30), offers: true }
     }
 }
 
@@ -59,6 +63,8 @@ pub struct Planned {
     pub transfers: usize,
     /// Packages in those bundles.
     pub packages: usize,
+    /// Transfers that were offered at once.
+    pub offered: usize,
     /// Looks that another manager was faster with.
     pub lost: usize,
     /// Groups that could not be placed, with the reason.
@@ -127,6 +133,7 @@ struct Placed {
     bundles: usize,
     transfers: usize,
     packages: usize,
+    offered: usize,
     next_due: Option<Timestamp>,
     obstacle: Option<Obstacle>,
     /// Nothing more to do for it in this look.
@@ -143,6 +150,8 @@ impl Store {
         let mut tx = self.read().await?;
         let mut network = network(&mut tx).await?;
         let keys = distinct(&mut tx, "transfer_request", "planning_group", UNPLANNED, GROUPS).await?;
+        let offering =
+            if limits.offers && !keys.is_empty() { Offering::read(self, &mut tx).await? } else { Offering::default() };
         drop(tx);
         let mut groups = keys.into_iter().map(Group::parse).collect::<Result<Vec<_>, _>>()?;
         groups.sort_by_key(|g| std::cmp::Reverse(g.priority));
@@ -155,7 +164,7 @@ impl Store {
                     planned.is_unfinished = true;
                     return Ok(planned);
                 }
-                let placed = match self.plan_group(&group, &mut network, limits, left, actor).await {
+                let placed = match self.plan_group(&group, &mut network, &offering, limits, left, actor).await {
                     Err(StoreError::Conflict(_) | StoreError::Duplicate(_)) => {
                         planned.lost += 1;
                         continue;
@@ -165,6 +174,7 @@ impl Store {
                 planned.bundles += placed.bundles;
                 planned.transfers += placed.transfers;
                 planned.packages += placed.packages;
+                planned.offered += placed.offered;
                 planned.next_due = [planned.next_due, placed.next_due].into_iter().flatten().min();
                 if let Some(obstacle) = placed.obstacle {
                     planned.obstacles.push((group.origin, group.destination, obstacle));
@@ -182,6 +192,7 @@ impl Store {
         &self,
         group: &Group,
         network: &mut Network,
+        offering: &Offering,
         limits: &PlanLimits,
         left: usize,
         actor: &str,
@@ -251,11 +262,15 @@ impl Store {
             }
         }
         if !bundles.is_empty() {
-            write_bundles(&mut tx, group, &bundles, actor).await?;
+            let ready = write_bundles(&mut tx, group, &bundles, actor).await?;
+            placed.offered = offering.offer_made(&mut tx, &ready, actor).await?;
         }
         tx.commit().await?;
         if placed.transfers > 0 {
             self.wake(Wakeup::Pending);
+        }
+        if placed.offered > 0 {
+            self.wake(Wakeup::Outbox);
         }
         *network = view;
         Ok(placed)
@@ -425,8 +440,8 @@ struct Bundle {
     hops: Vec<Hop>,
 }
 
-/// Writes bundles with all their hops: a few statements, however many they are.
-async fn write_bundles(tx: &mut Tx, group: &Group, bundles: &[Bundle], actor: &str) -> Result<(), StoreError> {
+/// Writes bundles with all their hops: a few statements, however many they are. Returns the first hops.
+async fn write_bundles(tx: &mut Tx, group: &Group, bundles: &[Bundle], actor: &str) -> Result<Vec<Ready>, StoreError> {
     let mut args = args![group.origin, actor].to_vec();
     for bundle in bundles {
         args.push(Value::size(sum(&bundle.members))?);
@@ -467,9 +482,10 @@ async fn write_bundles(tx: &mut Tx, group: &Group, bundles: &[Bundle], actor: &s
     if tx.execute(text, &args).await? != u64::try_from(pairs.len()).unwrap_or(u64::MAX) {
         return Err(StoreError::Conflict("another manager planned some of these requests".into()));
     }
-    insert_chains(tx, &chains, actor, "planned").await?;
+    let ready = insert_chains(tx, &chains, actor, "planned").await?;
     let packages: Vec<_> = bundles.iter().flat_map(|b| &b.members).map(|one| one.package).collect();
-    begin_packages(tx, packages, actor, "planned").await
+    begin_packages(tx, packages, actor, "planned").await?;
+    Ok(ready)
 }
 
 /// Where hops are added to a bundle.
@@ -492,12 +508,20 @@ pub(super) async fn insert_hops(
     actor: &str,
     reason: &str,
 ) -> Result<(), StoreError> {
-    insert_chains(tx, &[(*chain, hops)], actor, reason).await
+    insert_chains(tx, &[(*chain, hops)], actor, reason).await?;
+    Ok(())
 }
 
-/// The same for several bundles: one statement for the first hop of all of them, one for the second, and so on.
-async fn insert_chains(tx: &mut Tx, chains: &[(Chain, &[Hop])], actor: &str, reason: &str) -> Result<(), StoreError> {
+/// The same for several bundles: one statement for the first hop of all of them, one for the second, and so on. Returns the
+/// first ones, which are ready.
+async fn insert_chains(
+    tx: &mut Tx,
+    chains: &[(Chain, &[Hop])],
+    actor: &str,
+    reason: &str,
+) -> Result<Vec<Ready>, StoreError> {
     const COLUMNS: usize = 10;
+    let mut ready = Vec::with_capacity(chains.len());
     let mut before: BTreeMap<BundleId, TransferId> = BTreeMap::new();
     let longest = chains.iter().map(|(_, hops)| hops.len()).max().unwrap_or_default();
     for place in 0..longest {
@@ -542,10 +566,13 @@ async fn insert_chains(tx: &mut Tx, chains: &[(Chain, &[Hop])], actor: &str, rea
         );
         for row in tx.rows(text, &args).await? {
             let bundle = BundleId::new(row.int("data_transfer_package_id")?);
-            before.insert(bundle, TransferId::new(row.int("id")?));
+            let transfer = TransferId::new(row.int("id")?);
+            before.insert(bundle, transfer);
+            let hops = chains.iter().find(|(chain, _)| place == 0 && chain.bundle == bundle).map(|(_, hops)| *hops);
+            ready.extend(hops.and_then(<[Hop]>::first).map(|&hop| Ready { transfer, hop }));
         }
     }
-    Ok(())
+    Ok(ready)
 }
 
 /// Work for packages exists now.

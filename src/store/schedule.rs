@@ -6,7 +6,7 @@
 //!
 //! Offered and not yet claimed are at most [`HINTS_PER_SLOT`] pieces of work for each slot of the queue's living
 //! workers. A queue that nobody serves is offered nothing; `explain` says so. The row and its hint are written in one
-//! transaction.
+//! transaction. What the planner makes while there is room is offered in the planner's own transaction.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use super::{
     work::{Kind as WorkKind, WorkRow},
     workers::micros,
 };
-use crate::model::{Operation, RetryPolicy, Timestamp};
+use crate::model::{Hop, Operation, RetryPolicy, Timestamp, TransferId};
 
 /// Offers outstanding for each slot of a queue's living workers.
 pub const HINTS_PER_SLOT: i64 = 4;
@@ -67,6 +67,12 @@ struct Way {
     route: i64,
     origin: i64,
     destination: i64,
+}
+
+impl Way {
+    const fn of(hop: &Hop) -> Self {
+        Self { route: hop.route.number(), origin: hop.origin.number(), destination: hop.destination.number() }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -131,6 +137,78 @@ impl Limits {
 
     fn is_stopped(&self, way: Way) -> bool {
         self.of(way) == Some(0)
+    }
+}
+
+/// What says how much may be offered, read before the transaction that offers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Offering {
+    limits: Limits,
+    queues: Vec<Served>,
+}
+
+/// A transfer that may run as soon as it is offered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ready {
+    pub(super) transfer: TransferId,
+    pub(super) hop: Hop,
+}
+
+impl Offering {
+    pub(super) async fn read(store: &Store, tx: &mut Tx) -> Result<Self, StoreError> {
+        Ok(Self { limits: Limits::read(tx).await?, queues: store.served(tx).await? })
+    }
+
+    /// Offers what was made in this very transaction, as far as there is room; returns how many. What waits longer in the
+    /// same queue is not overtaken: while it waits for room there is none, and what is more urgent is claimed first.
+    pub(super) async fn offer_made(&self, tx: &mut Tx, made: &[Ready], actor: &str) -> Result<usize, StoreError> {
+        let mut offered = 0;
+        for queue in &self.queues {
+            let is_own =
+                |ready: &&Ready| queue.kind == WorkKind::Transfer && ready.hop.queue.number() == queue.location;
+            let own: Vec<_> = made.iter().filter(is_own).copied().collect();
+            if own.is_empty() {
+                continue;
+            }
+            let mut room = Room::of(queue, &offers(tx, queue, "").await?, &self.limits);
+            let chosen: Vec<_> = own
+                .iter()
+                .filter(|ready| room.take(Way::of(&ready.hop), &self.limits))
+                .map(|ready| ready.transfer.number())
+                .collect();
+            offered += publish(tx, queue, &chosen, actor).await?;
+        }
+        Ok(offered)
+    }
+}
+
+/// How much more may be offered in a queue.
+#[derive(Debug)]
+struct Room {
+    left: i64,
+    on_way: BTreeMap<Way, i64>,
+}
+
+impl Room {
+    fn of(queue: &Served, outstanding: &[Offer], limits: &Limits) -> Self {
+        let mut on_way: BTreeMap<Way, i64> = BTreeMap::new();
+        let mut open = 0;
+        for offer in outstanding.iter().filter(|offer| !offer.cancelled && !limits.is_stopped(offer.way)) {
+            *on_way.entry(offer.way).or_default() += 1;
+            open += 1;
+        }
+        Self { left: (queue.slots.saturating_mul(HINTS_PER_SLOT) - open).clamp(0, MOST_AT_ONCE), on_way }
+    }
+
+    /// Whether one more may be offered on a way; it is counted then.
+    fn take(&mut self, way: Way, limits: &Limits) -> bool {
+        let on_way = self.on_way.entry(way).or_default();
+        let takes = self.left > 0 && limits.of(way).is_none_or(|most| *on_way < most);
+        if takes {
+            *on_way += 1;
+            self.left -= 1;
+        }
+        takes
     }
 }
 
@@ -230,21 +308,10 @@ impl Store {
         let mut tx = self.write().await?;
         let lock = skip_locked(&tx, Alias::Only);
         let outstanding = offers(&mut tx, queue, "").await?;
-        let mut back = Vec::new();
-        let mut cancelled = Vec::new();
-        let mut on_way: BTreeMap<Way, i64> = BTreeMap::new();
-        let mut open = 0;
-        for offer in outstanding {
-            if offer.cancelled {
-                cancelled.push(offer.id);
-            } else if limits.is_stopped(offer.way) {
-                back.push(offer.id);
-            } else {
-                *on_way.entry(offer.way).or_default() += 1;
-                open += 1;
-            }
-        }
-        let mut room = (queue.slots.saturating_mul(HINTS_PER_SLOT) - open).clamp(0, MOST_AT_ONCE);
+        let mut cancelled: Vec<_> = outstanding.iter().filter(|offer| offer.cancelled).map(|offer| offer.id).collect();
+        let stopped = |offer: &&Offer| !offer.cancelled && limits.is_stopped(offer.way);
+        let back: Vec<_> = outstanding.iter().filter(stopped).map(|offer| offer.id).collect();
+        let mut room = Room::of(queue, &outstanding, limits);
         let mut chosen = Vec::new();
         for same_priority in lanes.chunk_by(|a, b| a.priority == b.priority) {
             let mut due = Vec::new();
@@ -259,7 +326,7 @@ impl Store {
                     )
                 };
                 let text = format!("{} UNION ALL {}", range("<= (SELECT now_us())"), range("> (SELECT now_us() + $3)"));
-                for row in tx.rows(text, args![lane.key.as_str(), room, micros(RetryPolicy::LONGEST)]).await? {
+                for row in tx.rows(text, args![lane.key.as_str(), room.left, micros(RetryPolicy::LONGEST)]).await? {
                     let (at, id) = (row.int("next_attempt_at")?, row.int("id")?);
                     due.push((at, id, row.flag("cancel_requested")?, lane.way));
                 }
@@ -268,16 +335,11 @@ impl Store {
             for (_, id, is_cancelled, way) in due {
                 if is_cancelled {
                     cancelled.push(id);
-                    continue;
-                }
-                let on_way = on_way.entry(way).or_default();
-                if room > 0 && limits.of(way).is_none_or(|most| *on_way < most) {
-                    *on_way += 1;
-                    room -= 1;
+                } else if room.take(way, limits) {
                     chosen.push(id);
                 }
             }
-            if room == 0 {
+            if room.left == 0 {
                 break;
             }
         }

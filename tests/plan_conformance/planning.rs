@@ -39,6 +39,7 @@ pub(crate) async fn three_managers_plan_everything_once(bed: &Bed) {
         bundle: BundleLimits { bytes: 4000, packages: 7, age: Duration::ZERO },
         bundles: 20,
         look_again: Duration::from_secs(60),
+        offers: false,
     };
     let managers = (0..3).map(|n| async move {
         let store = Store::connect(&bed.url()).await.expect("connect");

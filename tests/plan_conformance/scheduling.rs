@@ -1,6 +1,6 @@
 use ccat_xfer::{
     model::{Ending, ErrorClass},
-    store::{HINTS_PER_SLOT, Store, SwitchFilter},
+    store::{HINTS_PER_SLOT, PlanLimits, Store, SwitchFilter},
 };
 use futures_util::future::join_all;
 
@@ -39,6 +39,43 @@ pub(crate) async fn offers_are_bounded_and_go_by_priority(bed: &Bed) {
     assert!(later.next_due.is_some(), "it says when the next attempt is due: {later:?}");
     let early = "SELECT count(*) FROM data_transfer WHERE status = 'scheduled' AND next_attempt_at > updated_at";
     assert_eq!(bed.int(early).await, 0, "nothing is offered before its time");
+}
+
+/// Catches offers that heed neither the slots nor what stops or limits a way.
+pub(crate) async fn what_is_made_is_offered_with_it_where_there_is_room(bed: &Bed) {
+    apply(bed, WORLD).await;
+    let offering = PlanLimits { offers: true, ..at_once() };
+    for n in 0..3 {
+        submit(bed, package(&format!("a{n}"), "ccat/out", 10), "us").await;
+    }
+    let planned = bed.store.plan(&offering, "manager").await.expect("plan");
+    assert_eq!((planned.bundles, planned.offered), (3, 0), "nobody serves the queue");
+    worker(&bed.store, "one", 2, OUT).await;
+    assert_eq!(bed.store.schedule("manager").await.expect("schedule").offered, 3);
+    for n in 0..9 {
+        submit(bed, package(&format!("b{n}"), "ccat/out", 10), "us").await;
+    }
+    let room = usize::try_from(2 * HINTS_PER_SLOT).expect("small") - 3;
+    let planned = bed.store.plan(&offering, "manager").await.expect("plan");
+    assert_eq!((planned.bundles, planned.offered), (9, room));
+    assert_eq!(bed.int("SELECT count(*) FROM data_transfer WHERE status = 'scheduled' AND ready").await, 8);
+    assert_eq!(bed.int("SELECT count(*) FROM outbox").await, 8, "each with a hint");
+    assert_eq!(bed.store.schedule("manager").await.expect("schedule").offered, 0, "enough are offered");
+    // Of a relay's two hops only the first may run.
+    worker(&bed.store, "two", 50, OUT).await;
+    submit(bed, package("c", "ccat/out", 10), "chile").await;
+    let planned = bed.store.plan(&offering, "manager").await.expect("plan");
+    assert_eq!((planned.transfers, planned.offered), (2, 1));
+    // What is stopped waits, and so does what a limit leaves no room for.
+    bed.done("UPDATE data_transfer_route SET max_concurrent = 1, changed_by = 't', change_reason = 't' WHERE name = 'ccat-cologne'").await;
+    let route = SwitchFilter { routes: vec!["ccat-us".into()], ..SwitchFilter::default() };
+    bed.store.switch(&route, true, "op", "storm", false).await.expect("pause");
+    for n in 0..6 {
+        submit(bed, package(&format!("d{n}"), "ccat/out", 10), "us").await;
+        submit(bed, package(&format!("e{n}"), "ccat/out", 10), "cologne").await;
+    }
+    let planned = bed.store.plan(&offering, "manager").await.expect("plan");
+    assert_eq!((planned.bundles, planned.offered), (12, 3), "four for each that may run");
 }
 
 pub(crate) async fn three_managers_offer_each_row_once(bed: &Bed) {

@@ -133,6 +133,8 @@ pub(crate) fn at_once() -> PlanLimits {
     let mut limits = PlanLimits::default();
     limits.bundle.age = Duration::ZERO;
     limits.bundle.packages = 1;
+    // Each step by itself.
+    limits.offers = false;
     limits
 }
 
