@@ -588,7 +588,8 @@ impl Terms {
     async fn lock_way(&self, tx: &mut Tx, most: u32) -> Result<Vec<WorkRow>, StoreError> {
         let kind = Kind::of(self.work);
         let mut args = args![self.queue, self.priority, most, self.origin.location].to_vec();
-        // Ordered as the claim index is, though most of it is the same in all: PostgreSQL would else take another one.
+        // Ordered as the claim index is, though most of it is the same in all, and the priority as a range: were all of it
+        // equal, PostgreSQL would see no order but the id's, and walk over the table by that.
         let (way, order) = match &self.route {
             Some(route) => {
                 args.extend_from_slice(args![self.destination.location, route.route]);
@@ -600,8 +601,8 @@ impl Terms {
             None => ("t.origin_location_id = $4", "t.origin_location_id"),
         };
         let condition = format!(
-            "{} WHERE t.status = 'scheduled' AND t.queue_location_id = $1 AND {way} AND t.priority = $2 \
-             ORDER BY {order}, t.priority DESC, t.id LIMIT $3",
+            "{} WHERE t.status = 'scheduled' AND t.queue_location_id = $1 AND {way} \
+             AND t.priority >= $2 AND t.priority <= $2 ORDER BY {order}, t.priority DESC, t.id LIMIT $3",
             kind.claim_index(matches!(tx, Tx::Sqlite(_)))
         );
         WorkRow::lock_some(tx, kind, &condition, &args, " SKIP LOCKED").await
