@@ -1,0 +1,347 @@
+//! A wide-area link on one machine: two hosts (network namespaces) and between them an emulated link with a rate, a
+//! delay, a drop-tail queue, losses and jitter, for TCP, QUIC and whatever else speaks IP. It needs root, `/dev/net/tun` and
+//! `ip`, and no queueing discipline of the kernel: netem is missing from many.
+//!
+//! Each host has a TUN device. Per direction one thread reads packets from the sender's device and asks the model
+//! ([`link`]) what becomes of them, another writes each to the receiver's device when it is due.
+//!
+//! ```text
+//! host A -> wan0 -> reader -> [queue | rate] -> [losses] -> [delay + jitter] -> writer -> wan0 -> host B
+//! ```
+//!
+//! - The rate counts IP packets with their headers, nothing of Ethernet's: full TCP segments carry 1448 of 1500 bytes.
+//! - A loss strikes a packet that has waited and been sent: it uses up the link, as one far behind the bottleneck does.
+//! - Segmentation is left to the devices, so packets travel as rows of up to 64 KB; the model still counts, drops and loses
+//!   single wire packets, and a row that loses some is cut there. A row takes at most [`GRAIN`] of the link's time: the
+//!   first packets of a row arrive with its last, later than on a real link by up to that.
+
+#![allow(dead_code, unused_imports, reason = "each user takes a part of it")]
+
+mod ends;
+mod link;
+mod packet;
+mod shape;
+mod tun;
+
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+    num::NonZeroU64,
+    path::PathBuf,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+pub(crate) use ends::{Host, Profile, RMEM_MAX, WMEM_MAX};
+pub(crate) use link::{Counters, Fate, Link, Tally};
+pub(crate) use packet::{Layout, PREFIX};
+pub(crate) use shape::{Change, Direction, Shape, time};
+
+/// The longest time on the link of packets that travel as one row.
+pub(crate) const GRAIN: Duration = Duration::from_micros(500);
+
+/// The writer does not wake more often than this. Packets arrive late by up to that, and not early.
+const WAKE: Duration = Duration::from_micros(50);
+
+/// The largest packet that a device hands over, with its prefix.
+const LARGEST: usize = PREFIX + 65_535;
+
+/// Why there is no link.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WanError {
+    #[error(
+        "'{0}' is no change of the link: write rate=200mbit, rtt=200ms, loss=1%, queue=25MB or 1bdp, ab.down and such"
+    )]
+    Change(String),
+    #[error("cannot start a thread: {source}")]
+    Thread { source: std::io::Error },
+    #[error("cannot make a network namespace (root, or CAP_SYS_ADMIN and CAP_NET_ADMIN, is needed): {source}")]
+    Namespace { source: std::io::Error },
+    #[error("cannot make a TUN device (/dev/net/tun and CAP_NET_ADMIN are needed): {source}")]
+    Device { source: std::io::Error },
+    #[error("cannot set {} to '{value}': {source}", path.display())]
+    Parameter { path: PathBuf, value: String, source: std::io::Error },
+    #[error("cannot run {program}: {source}")]
+    Start { program: String, source: std::io::Error },
+    #[error("{program} failed: {said}")]
+    Failed { program: String, said: String },
+}
+
+/// How a link and its ends are made.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    /// The link, in the words of [`Change`].
+    pub(crate) link: Change,
+    pub(crate) mtu: u32,
+    pub(crate) seed: u64,
+    pub(crate) profile: Profile,
+    /// TCP's default congestion control at both ends; none keeps the machine's.
+    pub(crate) congestion: Option<String>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { link: Change::default(), mtu: 1500, seed: 1, profile: Profile::default(), congestion: None }
+    }
+}
+
+/// Two hosts and the link between them. All of it goes with the value.
+#[derive(Debug)]
+pub(crate) struct Wan {
+    hosts: [Host; 2],
+    lanes: [Arc<Lane>; 2],
+    threads: Vec<JoinHandle<()>>,
+    started: Instant,
+}
+
+impl Wan {
+    /// The addresses of end A.
+    pub(crate) const A: [&'static str; 2] = ["10.77.0.1", "fd77::1"];
+    /// The addresses of end B.
+    pub(crate) const B: [&'static str; 2] = ["10.77.0.2", "fd77::2"];
+
+    pub(crate) fn start(setup: &Setup) -> Result<Self, WanError> {
+        let hosts = [Host::new("A")?, Host::new("B")?];
+        for host in &hosts {
+            host.prepare(setup.profile, setup.congestion.as_deref())?;
+        }
+        let devices = [hosts[0].plug(Self::A, setup.mtu)?, hosts[1].plug(Self::B, setup.mtu)?].map(Arc::new);
+        let started = Instant::now();
+        let lanes = Direction::BOTH.map(|direction| {
+            let mut shape = Shape::default();
+            setup.link.apply(direction, &mut shape);
+            // The directions lose independently of each other.
+            let seed = setup.seed.wrapping_mul(2).wrapping_add(direction.index() as u64);
+            Arc::new(Lane::new(Link::new(direction, shape, seed), started))
+        });
+        let mut wan = Self { hosts, lanes, threads: Vec::new(), started };
+        for direction in Direction::BOTH {
+            let (from, to) = (direction.index(), 1 - direction.index());
+            let (lane, device) = (Arc::clone(&wan.lanes[from]), Arc::clone(&devices[from]));
+            wan.threads.push(thread("read", move || lane.read_from(&device))?);
+            let (lane, device) = (Arc::clone(&wan.lanes[from]), Arc::clone(&devices[to]));
+            wan.threads.push(thread("write", move || lane.write_to(&device))?);
+        }
+        Ok(wan)
+    }
+
+    /// The end that sends towards B.
+    pub(crate) fn a(&self) -> &Host {
+        &self.hosts[0]
+    }
+
+    pub(crate) fn b(&self) -> &Host {
+        &self.hosts[1]
+    }
+
+    /// Changes the link now.
+    pub(crate) fn change(&self, change: &Change) {
+        for lane in &self.lanes {
+            let now = lane.now();
+            lane.lock().link.change(now, change);
+            lane.wake.notify_one();
+        }
+    }
+
+    pub(crate) fn state(&self, direction: Direction) -> State {
+        let lane = &self.lanes[direction.index()];
+        let inner = lane.lock();
+        State { counters: inner.link.counters(), queued: inner.link.queued(), late: inner.late, refused: inner.refused }
+    }
+
+    /// Packets that a device dropped before the model saw them, by who sent them: not 0 means that this machine was too
+    /// slow for the link.
+    pub(crate) fn unseen(&self, direction: Direction) -> u64 {
+        self.hosts[direction.index()].refused()
+    }
+
+    pub(crate) fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+impl Drop for Wan {
+    fn drop(&mut self) {
+        for lane in &self.lanes {
+            lane.lock().over = true;
+            lane.wake.notify_one();
+        }
+        for host in &self.hosts {
+            host.unplug();
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What one direction has done so far.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct State {
+    pub(crate) counters: Counters,
+    /// Bytes that wait now.
+    pub(crate) queued: u64,
+    pub(crate) late: Late,
+    /// Rows that the receiver's device did not take.
+    pub(crate) refused: u64,
+}
+
+/// By how much deliveries were later than the model said.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Late {
+    pub(crate) rows: u64,
+    pub(crate) sum: Duration,
+    pub(crate) most: Duration,
+}
+
+impl Late {
+    pub(crate) fn mean(&self) -> Duration {
+        u32::try_from(self.rows).ok().filter(|n| *n > 0).map_or(Duration::ZERO, |n| self.sum / n)
+    }
+}
+
+/// A direction with its two threads.
+#[derive(Debug)]
+struct Lane {
+    inner: Mutex<Inner>,
+    wake: Condvar,
+    started: Instant,
+}
+
+#[derive(Debug)]
+struct Inner {
+    link: Link<Vec<u8>>,
+    late: Late,
+    refused: u64,
+    over: bool,
+}
+
+impl Lane {
+    fn new(link: Link<Vec<u8>>, started: Instant) -> Self {
+        let inner = Inner { link, late: Late::default(), refused: 0, over: false };
+        Self { inner: Mutex::new(inner), wake: Condvar::new(), started }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Brings packets from the sender's device to the model until the device is gone.
+    fn read_from(&self, mut device: &File) {
+        let mut buffer = vec![0; LARGEST];
+        let mut fates = Vec::new();
+        loop {
+            let packet = match device.read(&mut buffer) {
+                Ok(n) if n > PREFIX => &buffer[..n],
+                Ok(_) => continue,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(_) => return,
+            };
+            let layout = Layout::of(packet);
+            // Copied here, most often for use: not under the lock.
+            let mut whole = Some(packet.to_vec());
+            let now = self.now();
+            let mut inner = self.lock();
+            if inner.over {
+                return;
+            }
+            let idle = inner.link.next().is_none();
+            inner.link.offer(now, layout.sizes(), &mut fates);
+            let most = row_limit(inner.link.shape(), layout.bytes(0, 1));
+            for (first, end, position) in rows(&fates, most) {
+                let whole = whole.take_if(|_| end - first == fates.len());
+                let row = whole.unwrap_or_else(|| layout.cut(packet, first, end));
+                let load = Tally { packets: (end - first) as u64, bytes: layout.bytes(first, end) };
+                inner.link.push(row, load, position);
+            }
+            drop(inner);
+            if idle {
+                self.wake.notify_one();
+            }
+        }
+    }
+
+    /// Brings packets that are due to the receiver's device.
+    fn write_to(&self, mut device: &File) {
+        let mut due = Vec::new();
+        let mut inner = self.lock();
+        while !inner.over {
+            let now = self.now();
+            while let Some((when, row)) = inner.link.take(now) {
+                due.push((when, row));
+                // The lock is the reader's too.
+                if due.len() >= 64 {
+                    break;
+                }
+            }
+            if due.is_empty() {
+                inner = match inner.link.next() {
+                    None => self.wake.wait(inner).unwrap_or_else(PoisonError::into_inner),
+                    Some(next) => {
+                        let wait = Duration::from_nanos(next.saturating_sub(now)).max(WAKE);
+                        self.wake.wait_timeout(inner, wait).unwrap_or_else(PoisonError::into_inner).0
+                    }
+                };
+                continue;
+            }
+            drop(inner);
+            let (mut late, mut refused) = (Late::default(), 0);
+            for (when, row) in due.drain(..) {
+                let behind = Duration::from_nanos(self.now().saturating_sub(when));
+                late.rows += 1;
+                late.sum += behind;
+                late.most = late.most.max(behind);
+                refused += u64::from(device.write(&row).is_err());
+            }
+            inner = self.lock();
+            inner.late.rows += late.rows;
+            inner.late.sum += late.sum;
+            inner.late.most = inner.late.most.max(late.most);
+            inner.refused += refused;
+        }
+    }
+}
+
+/// How many packets of this size may travel as one row.
+fn row_limit(shape: &Shape, bytes: u64) -> usize {
+    let Some(rate) = shape.rate else { return usize::MAX };
+    let bits = u128::from(rate) * GRAIN.as_nanos() / 1_000_000_000;
+    usize::try_from(bits / 8 / u128::from(bytes.max(1))).unwrap_or(usize::MAX).max(1)
+}
+
+/// The rows of kept packets, of at most so many: first, end, and the position that the last of them has.
+fn rows(fates: &[Fate], most: usize) -> impl Iterator<Item = (usize, usize, u128)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let kept = |i: usize| match fates.get(i) {
+            Some(Fate::Kept(position)) => Some(*position),
+            _ => None,
+        };
+        while at < fates.len() && kept(at).is_none() {
+            at += 1;
+        }
+        let (first, mut position) = (at, kept(at)?);
+        at += 1;
+        while let Some(next) = kept(at).filter(|_| at - first < most) {
+            position = next;
+            at += 1;
+        }
+        Some((first, at, position))
+    })
+}
+
+fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, WanError> {
+    let started = std::thread::Builder::new().name(format!("wan {name}")).spawn(move || {
+        // A link does not wait for the hosts' programs to leave it a core. Without the right to that it is less exact.
+        let _ = rustix::process::setpriority_process(None, -20);
+        // The default of 50 us is as long as a row lasts.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
+        run();
+    });
+    started.map_err(|source| WanError::Thread { source })
+}
