@@ -5,7 +5,10 @@ use std::{
     error::Error,
     ffi::OsString,
     fs, io,
-    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    os::{
+        fd::AsFd as _,
+        unix::process::{CommandExt as _, ExitStatusExt as _},
+    },
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     rc::Rc,
@@ -119,6 +122,28 @@ impl Host {
 }
 
 impl LinkArgs {
+    /// From a link in one word, which may say all but the hosts.
+    pub(crate) fn of(link: &str, seed: u64, profile: Host, tcp_cc: Option<String>) -> Self {
+        let word = |key: &str| {
+            let value = link.split(',').filter_map(|w| w.trim().strip_prefix(key)?.strip_prefix('=')).next_back();
+            value.map(str::to_owned)
+        };
+        Self {
+            rate: word("rate"),
+            rtt: word("rtt").unwrap_or_else(|| "0".to_owned()),
+            jitter: None,
+            queue: word("queue"),
+            loss: None,
+            burst: None,
+            link: vec![link.to_owned()],
+            mtu: 1500,
+            seed,
+            profile,
+            tcp_cc,
+            host_sysctls: false,
+        }
+    }
+
     /// In the words of a change.
     pub(crate) fn words(&self) -> String {
         let mut words = vec![format!("rtt={}", self.rtt)];
@@ -177,7 +202,7 @@ pub(crate) struct Plan {
 pub(crate) fn main(args: &RunArgs) -> Result<u8, Box<dyn Error>> {
     let setup = args.link.setup()?;
     let plan = plan(args)?;
-    let _limits = Limits::of_the_machine(setup.profile, args.link.host_sysctls)?;
+    let _limits = Limits::of_the_machine(setup.profile, args.link.host_sysctls, true)?;
     let control = args.control.as_deref().map(Control::listen).transpose()?;
     let wan = Wan::start(&setup)?;
     eprintln!("wan: A {} and B {}: {}", Wan::A[0], Wan::B[0], args.link.words());
@@ -234,7 +259,8 @@ fn plan(args: &RunArgs) -> Result<Plan, Box<dyn Error>> {
     let a = command().ok_or("no command for A")?;
     let mut b = command();
     if let Some(b) = &mut b {
-        b.stdin(Stdio::null());
+        // Stdout is A's alone, for who reads it.
+        b.stdin(Stdio::null()).stdout(io::stderr().as_fd().try_clone_to_owned()?);
     }
     Ok(Plan {
         a,
@@ -380,10 +406,10 @@ fn as_a_shell_says(status: ExitStatus) -> i32 {
 
 /// The machine's limits on socket buffers, put back with the value.
 #[derive(Debug)]
-struct Limits(Vec<(&'static str, String)>);
+pub(crate) struct Limits(Vec<(&'static str, String)>);
 
 impl Limits {
-    fn of_the_machine(profile: Profile, set: bool) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn of_the_machine(profile: Profile, set: bool, say: bool) -> Result<Self, Box<dyn Error>> {
         let wanted = profile.socket_limit().to_string();
         let mut limits = Self(Vec::new());
         for path in [RMEM_MAX, WMEM_MAX] {
@@ -394,7 +420,7 @@ impl Limits {
             if set {
                 fs::write(path, &wanted)?;
                 limits.0.push((path, is));
-            } else {
+            } else if say {
                 eprintln!("wan: {path} is {is}, {wanted} on a host of this profile; --host-sysctls sets it");
             }
         }
