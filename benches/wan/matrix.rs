@@ -2,13 +2,13 @@
 
 use std::{
     error::Error,
-    fs,
-    os::unix::fs::MetadataExt as _,
+    fs::{self, File},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use clap::Args;
+use rustix::fs::SeekFrom;
 use serde_json::{Value, json};
 
 use crate::{
@@ -167,7 +167,7 @@ fn one(
         // It leaves no file. Until it is cut, what arrived less the headers of full segments.
         Tool::Iperf3 if whole => bytes,
         Tool::Iperf3 => report.last.states[0].counters.delivered.bytes * 1448 / 1500,
-        _ => blocks(&place.arrivals()).min(bytes),
+        _ => written(&place.arrivals()).min(bytes),
     };
     let fault = match (&report, tool) {
         _ if report.limit_reached => Some(format!("cut after {} s", cut.as_secs())),
@@ -188,15 +188,25 @@ fn tcp(text: &str, column: &str) -> u64 {
     at.and_then(|at| lines.next()?.split(' ').nth(at)?.parse().ok()).unwrap_or(0)
 }
 
-/// Bytes that the files below hold. What an unfinished copy has preallocated counts only once it is written.
-fn blocks(folder: &Path) -> u64 {
+/// Bytes that were written to the files below. What an unfinished copy has only set aside is a hole.
+fn written(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let of = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(data) if data.is_dir() => blocks(&entry.path()),
-        Ok(data) => data.blocks() * 512,
-        Err(_) => 0,
+    let of = |entry: fs::DirEntry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => written(&entry.path()),
+        Ok(kind) if kind.is_file() => File::open(entry.path()).map_or(0, |file| data_of(&file)),
+        _ => 0,
     };
     entries.map(of).sum()
+}
+
+fn data_of(file: &File) -> u64 {
+    let (mut sum, mut at) = (0, 0);
+    while let Ok(start) = rustix::fs::seek(file, SeekFrom::Data(at)) {
+        let Ok(end) = rustix::fs::seek(file, SeekFrom::Hole(start)) else { break };
+        sum += end - start;
+        at = end;
+    }
+    sum
 }
 
 fn shape_of(args: &BenchArgs, link: &str) -> Result<Shape, Box<dyn Error>> {

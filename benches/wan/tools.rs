@@ -171,11 +171,12 @@ impl Place {
                 command
             }
             Tool::Bbcp4 | Tool::Bbcp16 => {
-                let mut command = Command::new("bbcp");
+                let program = find("bbcp").ok_or("no bbcp on the PATH")?;
+                let mut command = Command::new(&program);
                 let streams = if tool == Tool::Bbcp4 { "4" } else { "16" };
-                // The far end is started through our ssh; the near one by a plain shell.
-                let far_end = format!("{ssh} -x -a -oFallBackToRsh=no %I -l %U %H bbcp");
-                command.args(["-f", "-s", streams, "-S", "bbcp", "-T", &far_end]).arg(&source);
+                // ssh looks elsewhere for programs.
+                let far_end = format!("{ssh} %H {}", program.display());
+                command.args(["-f", "-s", streams, "-T", &far_end]).arg(&source);
                 command.arg(format!("root@{far}source.bin"));
                 command
             }
@@ -289,7 +290,12 @@ fn done(command: &mut Command) -> Result<(), Box<dyn Error>> {
 }
 
 fn on_path(program: &str) -> bool {
-    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join(program).is_file())
+    find(program).is_some()
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
 /// Bytes that no tool can compress.
