@@ -20,7 +20,8 @@ use crate::{
 };
 
 /// Each row is the wall time of the whole command at A, from its start to its end; the far end is running by then. A run
-/// that does not end in time is cut, and its rate is that of the bytes that were there.
+/// that does not end in time is cut, and its rate is that of the bytes that were there. The exit code is 1 if a tool failed
+/// or its copy differs.
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
     /// A link, as `rate=1gbit,rtt=200ms,loss=0.1%`; more in the words of `wan run --at`. Its queue is 1bdp if not said.
@@ -112,6 +113,7 @@ pub(crate) fn main(args: &BenchArgs) -> Result<u8, Box<dyn Error>> {
     let bytes = args.mib << 20;
     write_noise(&place.source(), bytes)?;
     let mut all = Vec::new();
+    let mut failed = false;
     for (number, link) in links.iter().enumerate() {
         let mut rows: Vec<(Tool, Vec<Outcome>)> = tools.iter().map(|t| (*t, Vec::new())).collect();
         for turn in 0..args.runs {
@@ -120,6 +122,7 @@ pub(crate) fn main(args: &BenchArgs) -> Result<u8, Box<dyn Error>> {
             }
         }
         for (tool, outcomes) in &mut rows {
+            failed |= outcomes.iter().any(|o| o.fault.is_some() && !o.report.limit_reached);
             all.extend(outcomes.iter().map(|o| o.json(*tool, link)));
             outcomes.sort_by(|a, b| a.goodput().total_cmp(&b.goodput()));
         }
@@ -132,7 +135,7 @@ pub(crate) fn main(args: &BenchArgs) -> Result<u8, Box<dyn Error>> {
     if let Some(path) = &args.json {
         fs::write(path, format!("{}\n", Value::from(all)))?;
     }
-    Ok(0)
+    Ok(u8::from(failed))
 }
 
 fn link_args(args: &BenchArgs, link: &str, seed: u64) -> LinkArgs {

@@ -61,6 +61,19 @@ impl Tool {
     }
 }
 
+const NAME: &str = "wan-bench-";
+
+/// Removes the folders of benches that were interrupted: they fill memory.
+fn remove_left_over(base: &Path) {
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|n| n.strip_prefix(NAME)) else { continue };
+        if pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// A folder of the bench's own, removed with the value.
 #[derive(Debug)]
 pub(crate) struct Place {
@@ -71,7 +84,8 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new(base: &Path, ours: Option<&Path>) -> Result<Self, Box<dyn Error>> {
-        let folder = base.join(format!("wan-bench-{}", std::process::id()));
+        remove_left_over(base);
+        let folder = base.join(format!("{NAME}{}", std::process::id()));
         fs::create_dir_all(folder.join("dest"))?;
         let beside = || {
             let own = std::env::current_exe().ok()?;
