@@ -9,7 +9,7 @@ mod wan;
 use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream, UdpSocket},
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -185,7 +185,8 @@ fn nothing_stays_behind() {
     let Some(wan) = start("nothing_stays_behind", "rtt=0", |_| ()) else { return };
     let namespace = wan.a().namespace();
     let mut command = Command::new("sleep");
-    command.arg("600");
+    // Without the test's pipes: one that outlives it must not hold up who reads them.
+    command.arg("60").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = wan.b().spawn(command).unwrap();
     assert!(std::fs::read_link(&namespace).is_ok());
     let started = Instant::now();
