@@ -316,6 +316,25 @@ async fn what_is_not_read_says_why() {
     assert_eq!(read(&bed, &never).await.unwrap_err().class, ErrorClass::MissingSource, "but it must be there");
 }
 
+/// Catches a put that ends before the tape system knows of the note, without which nothing counts as read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_note_that_is_not_known_at_once_is_waited_for() {
+    let mut bed = TapeBed::new();
+    fs::write(bed.tape().join("blind"), "3\n").unwrap();
+    for readback in [Readback::None { reason: "the library verifies at every write".to_owned() }, Readback::Full] {
+        bed.readback = readback;
+        let package = file(&bed, format!("{:?}", bed.readback), format!("{:?}", bed.readback).as_bytes());
+        put(&bed, &package).await;
+        assert_eq!(read(&bed, &package).await.unwrap().digest.0, package.expected.value);
+        assert_eq!(put_as(&bed, &package, turn(1, 2)).await.unwrap(), Stored::Found);
+        assert_eq!(bed.objects(&package).len(), 1);
+    }
+    // More looks than any tape system takes.
+    fs::write(bed.tape().join("blind"), "9\n").unwrap();
+    let lost = file(&bed, "lost", b"lost");
+    assert_eq!(put_as(&bed, &lost, turn(3, 1)).await.unwrap_err().class, ErrorClass::CorruptInFlight);
+}
+
 /// Catches what lies there being taken for whole.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_put_left_half_written_is_put_anew() {

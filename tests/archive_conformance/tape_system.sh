@@ -4,6 +4,7 @@
 # ROOT/objects holds what is kept, ROOT/polls how often each object is still to be asked for before it is on tape.
 # ROOT/faults/COMMAND holds a fault and how often it strikes: `hang 1`, `exit-75 2`, `garbage 1`, `killed 1`, `wrong 1`,
 # `orphan 1`, `loud 1`, `half 1`.
+# ROOT/blind holds for how many looks nothing is known of an object after it was put.
 set -eu
 root=$1 command=$2
 shift 2
@@ -56,6 +57,7 @@ put)
     chmod 600 "$at.new"
     mv -- "$at.new" "$at"
     echo 3 >"$root/polls/$2"
+    if [ -f "$root/blind" ]; then cp -- "$root/blind" "$root/polls/$2.blind"; fi
     ;;
 get)
     cp -- "$root/objects/$1" "$2"
@@ -63,6 +65,12 @@ get)
     ;;
 stat)
     if [ ! -e "$root/objects/$1" ]; then
+        echo missing
+        exit 0
+    fi
+    if [ -f "$root/polls/$1.blind" ]; then
+        read -r left <"$root/polls/$1.blind"
+        if [ "$left" -gt 1 ]; then echo $((left - 1)) >"$root/polls/$1.blind"; else rm "$root/polls/$1.blind"; fi
         echo missing
         exit 0
     fi

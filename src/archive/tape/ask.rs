@@ -104,12 +104,26 @@ impl Asking<'_> {
 
     /// Waits until an object that was put is on tape.
     pub(super) async fn await_tape(&self, key: &str, cancel: &CancellationToken) -> Result<(), ArchiveError> {
+        self.await_state(key, |state| state == State::OnTape, cancel).await
+    }
+
+    /// Waits until the tape system knows of an object that was put, wherever it is.
+    pub(super) async fn await_known(&self, key: &str, cancel: &CancellationToken) -> Result<(), ArchiveError> {
+        self.await_state(key, |state| state != State::Missing, cancel).await
+    }
+
+    async fn await_state(
+        &self,
+        key: &str,
+        is_there: impl Fn(State) -> bool + Send,
+        cancel: &CancellationToken,
+    ) -> Result<(), ArchiveError> {
         let deadline = Instant::now() + self.settings.tape_limit;
         let mut waits = Backoff { first: self.settings.tape_poll, limit: LONGEST_POLL }.delays();
         loop {
             let state = self.state(key, cancel).await?;
             match state {
-                State::OnTape => return Ok(()),
+                state if is_there(state) => return Ok(()),
                 State::Missing if waits.failures() >= BLIND_POLLS => {
                     return Err(ArchiveError::new(
                         ErrorClass::CorruptInFlight,

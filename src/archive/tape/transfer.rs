@@ -73,6 +73,8 @@ impl Work {
             && self.may_stay(latest, turn).await?
         {
             asking.await_tape(&latest.key, &self.cancel).await?;
+            // It may have been put just now.
+            asking.await_known(&note_of(&latest.key), &self.cancel).await?;
             return Ok(Stored::Found);
         }
         let key = asking.next_key(&self.object, latest.as_ref())?;
@@ -96,6 +98,8 @@ impl Work {
         drop(ready);
         self.note(&key, turn).await?;
         self.asking().await_tape(&key, &self.cancel).await?;
+        // Small and put later, it is known later than what it speaks for; and only with it does anything count as put.
+        self.asking().await_known(&note_of(&key), &self.cancel).await?;
         progress.advance(self.package.size_bytes);
         Ok(Stored::Written { resumed_bytes: 0 })
     }
