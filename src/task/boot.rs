@@ -16,6 +16,11 @@ impl BootTime {
         Self(Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), nanoseconds))
     }
 
+    /// Time since then; none where it has not come yet.
+    pub fn elapsed(self) -> Duration {
+        Self::now().0.saturating_sub(self.0)
+    }
+
     /// Ends when this moment has come; at most a quarter of a second later on a machine that wakes up behind it.
     pub fn reached(self) -> impl Future<Output = ()> + Send {
         self.reached_by(Self::now)
@@ -54,6 +59,8 @@ mod tests {
         let (before, monotonic) = (BootTime::now(), Instant::now());
         std::thread::sleep(Duration::from_millis(30));
         assert!(before + Duration::from_millis(30) <= BootTime::now());
+        assert!(before.elapsed() >= Duration::from_millis(30));
+        assert_eq!((before + Duration::from_secs(3600)).elapsed(), Duration::ZERO);
         assert!(BootTime::now() < before + monotonic.elapsed() + Duration::from_secs(3600));
     }
 

@@ -21,11 +21,12 @@ use super::{
 use crate::{
     model::{AttemptOutcome, Ending, ErrorClass, Timestamp},
     store::{Claim, Recorded, RunningSpan, StoreError},
-    task::{TaskEnd, supervise},
+    task::{BootTime, TaskEnd, supervise},
 };
 
-/// Runs a claim to its end and writes how it ended. `slot` is free afterwards, whatever happens in between.
-pub(super) async fn attend(shared: Arc<Shared>, claim: Claim, slot: Slot) {
+/// Runs a claim to its end and writes how it ended. `slot` is free afterwards, whatever happens in between. `asked` is when
+/// the claim was asked for.
+pub(super) async fn attend(shared: Arc<Shared>, claim: Claim, slot: Slot, asked: BootTime) {
     let span = tracing::info_span!(
         "attempt",
         work = %claim.work,
@@ -39,7 +40,7 @@ pub(super) async fn attend(shared: Arc<Shared>, claim: Claim, slot: Slot) {
     // What is wrong outside the runner is caught too: a slot that is lost is lost until the next restart.
     let ended = supervise(
         format!("{} fence {}", claim.work, claim.fence),
-        async move { conduct(&here, &attended).await }.instrument(span),
+        async move { conduct(&here, &attended, asked).await }.instrument(span),
     );
     if let Err(end) = ended.await {
         tracing::error!(work = %claim.work, fence = %claim.fence, %end, "an attempt ended badly; its lease will run out");
@@ -49,7 +50,7 @@ pub(super) async fn attend(shared: Arc<Shared>, claim: Claim, slot: Slot) {
     drop(slot);
 }
 
-async fn conduct(shared: &Arc<Shared>, claim: &Arc<Claim>) {
+async fn conduct(shared: &Arc<Shared>, claim: &Arc<Claim>, asked: BootTime) {
     let (stop, meter, started) = (Stop::default(), Meter::default(), Instant::now());
     let span = RunningSpan {
         work: claim.work,
@@ -65,7 +66,7 @@ async fn conduct(shared: &Arc<Shared>, claim: &Arc<Claim>) {
     tracing::info!(packages = claim.members.len(), bytes = claim.bytes_total, "an attempt begins");
     let keeping = supervise(
         format!("lease of {}", claim.work),
-        lease::keep(Arc::clone(shared), Arc::clone(claim), meter.clone(), stop.clone()).in_current_span(),
+        lease::keep(Arc::clone(shared), Arc::clone(claim), meter.clone(), stop.clone(), asked).in_current_span(),
     );
     let (here, running, measured, token) = (Arc::clone(shared), Arc::clone(claim), meter.clone(), stop.token().clone());
     let job = supervise(

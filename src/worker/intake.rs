@@ -12,6 +12,7 @@ use super::{AWAY, Shared, clock, complain, finish, is_away, queue_of, queues, st
 use crate::{
     broker::{self, Broker, Delivery, Subscription},
     store::{Found, OpenQueue, StoreError, Wakeup, Wakeups},
+    task::BootTime,
     telemetry::health::Heartbeat,
 };
 
@@ -50,6 +51,7 @@ pub(super) async fn run(shared: &Arc<Shared>, broker: Option<Arc<dyn Broker>>, p
             continue;
         }
         let is_any_full = shared.slots.is_any_full();
+        let asked = BootTime::now();
         match claim(shared, &open).await {
             Ok(found) if !found.claims.is_empty() => {
                 delays.reset();
@@ -57,7 +59,7 @@ pub(super) async fn run(shared: &Arc<Shared>, broker: Option<Arc<dyn Broker>>, p
                 for claim in found.claims {
                     let slot = shared.slots.take(&queue_of(&claim));
                     shared.session.hold(claim.work);
-                    tokio::spawn(finish::attend(Arc::clone(shared), claim, slot));
+                    tokio::spawn(finish::attend(Arc::clone(shared), claim, slot, asked));
                 }
                 acknowledge(&mut held).await;
             }

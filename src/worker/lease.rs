@@ -19,12 +19,14 @@ use crate::{
 /// Renews with the verified bytes, and stops the attempt when it was overtaken or cancelled. Runs until it is dropped or has
 /// stopped the attempt. A renewal that fails stops nothing: the receiver's fence says who may write there, and a late
 /// renewal that nobody overtook brings the lease back. Only an archive has no receiver: such an attempt is stopped when its
-/// lease is over, counted from before each renewal was asked for, by a clock that goes on while the machine sleeps.
-pub(super) async fn keep(shared: Arc<Shared>, claim: Arc<Claim>, meter: Meter, stop: Stop) {
+/// lease is over, counted from before the claim (`asked`) and each renewal were asked for, by a clock that goes on while the
+/// machine sleeps.
+pub(super) async fn keep(shared: Arc<Shared>, claim: Arc<Claim>, meter: Meter, stop: Stop, asked: BootTime) {
     let store = &shared.store;
     let mut wakeups = store.wakeups();
     let every = shared.config.renew_every;
-    let mut renewal = interval_at(Instant::now() + every, every);
+    // A claim that waited for the database has used up some of its lease.
+    let mut renewal = interval_at(Instant::now() + every.saturating_sub(asked.elapsed()), every);
     renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Nobody tells one process what another one wrote into its SQLite file.
     let mut look = interval_at(Instant::now() + LOOK, LOOK);
@@ -32,8 +34,7 @@ pub(super) async fn keep(shared: Arc<Shared>, claim: Arc<Claim>, meter: Meter, s
     let looks = store.backend() == Backend::Sqlite;
     let mut delays = AWAY.delays();
     let alone = matches!(claim.work, Work::Archive(_));
-    // The claim was asked for a little earlier.
-    let mut over = BootTime::now() + shared.config.lease.saturating_sub(every);
+    let mut over = asked + shared.config.lease;
     loop {
         tokio::select! {
             _ = renewal.tick() => {}
