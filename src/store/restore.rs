@@ -57,6 +57,10 @@ pub struct RestoredCopy {
     pub path: RelPath,
     /// What was found there. `package` and `location` of each are set by [`Store::restore`].
     pub records: Vec<Evidence>,
+    /// When it counts as looked at at the latest: before all that the database itself has looked at there
+    /// ([`Store::before_all_looks`]), so that a look through the archive begins with what nobody has seen since. Asked once
+    /// for all copies that are restored together: those that are dated later then keep the order in which they came.
+    pub looked_at_by: Option<Timestamp>,
 }
 
 /// What became of one package.
@@ -73,6 +77,20 @@ pub struct Restored {
 }
 
 impl Store {
+    /// A moment before all looks at the copies of a location that the database knows of; nothing where it knows of none.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] for a place that the topology does not have; the database.
+    pub async fn before_all_looks(&self, at: &Place) -> Result<Option<Timestamp>, StoreError> {
+        let mut tx = self.read().await?;
+        let (location, _) = location_of(&mut tx, at).await?;
+        let text = "SELECT checked_at FROM physical_copy WHERE location_id = $1 AND checked_at IS NOT NULL
+            ORDER BY checked_at LIMIT 1";
+        let row = tx.row(text, args![location]).await?;
+        let first = row.map(|row| row.time("checked_at")).transpose()?;
+        Ok(first.map(|first| Timestamp::from_micros(first.micros().saturating_sub(1).max(1))))
+    }
+
     /// Writes a package, its copies and their records as they were, all or nothing. What is there already and equal is
     /// left as it is.
     ///
@@ -227,8 +245,9 @@ async fn restore_copy(
     location: LocationId,
     actor: &str,
 ) -> Result<bool, StoreError> {
+    let said = copy.records.iter().map(|record| record.ended_at).min();
+    let checked_at = said.map(|said| copy.looked_at_by.map_or(said, |by| said.min(by)));
     // Nothing else is to be done with it: the planner has no look at it.
-    let checked_at = before_all(tx, location, copy.records.iter().map(|r| r.ended_at).min()).await?;
     let made = tx
         .execute(
             "INSERT INTO physical_copy (package_id, location_id, path, size_bytes, status, verification, \
@@ -251,19 +270,4 @@ async fn restore_copy(
         )));
     }
     Ok(false)
-}
-
-/// When a copy counts as looked at that a sidecar speaks for: when it says so, and in any case before all that this database
-/// has looked at there. So a look through the archive begins with what nobody has seen since.
-async fn before_all(
-    tx: &mut Tx,
-    location: LocationId,
-    said: Option<Timestamp>,
-) -> Result<Option<Timestamp>, StoreError> {
-    let text = "SELECT checked_at FROM physical_copy WHERE location_id = $1 AND checked_at IS NOT NULL
-        ORDER BY checked_at LIMIT 1";
-    let row = tx.row(text, args![location]).await?;
-    let first = row.map(|row| row.time("checked_at")).transpose()?;
-    let before = first.map(|first| Timestamp::from_micros(first.micros().saturating_sub(1).max(1)));
-    Ok(said.map(|said| before.map_or(said, |before| said.min(before))))
 }

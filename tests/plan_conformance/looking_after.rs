@@ -224,7 +224,7 @@ fn restored(path: &str) -> (RestoredPackage, RestoredCopy) {
         ended_at: at,
     };
     let location = "cologne/lta".parse().expect("a place");
-    (package, RestoredCopy { location, path, records: vec![record] })
+    (package, RestoredCopy { location, path, records: vec![record], looked_at_by: None })
 }
 
 pub(crate) async fn what_an_archive_says_is_restored_once(bed: &Bed) {
@@ -273,12 +273,17 @@ pub(crate) async fn what_an_archive_says_is_restored_once(bed: &Bed) {
     let oldest = to_check(bed).await;
     assert_eq!(oldest[0].package.name, "a");
     assert_eq!(oldest[0].checked_at, copy.records[0].ended_at);
-    // A sidecar that dates its reading later than any is believed last.
-    let (package, mut late) = restored("late");
-    late.records[0].ended_at = bed.store.now().await.expect("the time").after(std::time::Duration::from_secs(86_400));
-    bed.store.restore(&package, &[late], "rebuild").await.expect("restore");
+    // Sidecars that date their readings later than any are believed last, and stay in their order.
+    let looked_at_by = bed.store.before_all_looks(&copy.location).await.expect("look");
+    assert_eq!(looked_at_by.map(|by| by.micros() + 1), Some(copy.records[0].ended_at.micros()));
+    let tomorrow = bed.store.now().await.expect("the time").after(std::time::Duration::from_secs(86_400));
+    for name in ["late", "late too"] {
+        let (package, mut late) = restored(name);
+        (late.records[0].ended_at, late.looked_at_by) = (tomorrow, looked_at_by);
+        bed.store.restore(&package, &[late], "rebuild").await.expect("restore");
+    }
     let names: Vec<_> = to_check(bed).await.into_iter().map(|copy| copy.package.name).collect();
-    assert_eq!(names, ["late", "a", "later"]);
+    assert_eq!(names, ["late", "late too", "a", "later"]);
 }
 
 /// A cache proves nothing, and a failure that says so is taken. Seen to fail (the outcome is refused for ever) without

@@ -20,7 +20,7 @@ use crate::{
     engine::host_name,
     model::{
         Algorithm, CheckMethod, ErrorClass, Evidence, LocationId, PackageId, PackageKind, ReadHow, ScrubTally,
-        topology::Place,
+        Timestamp, topology::Place,
     },
     store::{CopyToCheck, Finding, Looked, RestoredCopy, RestoredPackage, StoreError},
     worker::{Failure, Scrubbed, scrub},
@@ -282,15 +282,17 @@ pub(super) async fn rebuild(
                     continue;
                 }
             };
-            let (package, copy) =
-                match Sidecar::from_json(&bytes).map_err(|e| e.to_string()).and_then(|s| restored(s, from)) {
-                    Ok(read) => read,
-                    Err(why) => {
-                        sums.refused += 1;
-                        screen.note(&format!("{name}: {why}"));
-                        continue;
-                    }
-                };
+            let (package, copy) = match Sidecar::from_json(&bytes)
+                .map_err(|e| e.to_string())
+                .and_then(|s| restored(s, from, looked_at_by))
+            {
+                Ok(read) => read,
+                Err(why) => {
+                    sums.refused += 1;
+                    screen.note(&format!("{name}: {why}"));
+                    continue;
+                }
+            };
             match store.restore(&package, &[copy], &by).await {
                 Ok(done) => {
                     sums.packages += u64::from(done.is_new_package);
@@ -318,6 +320,7 @@ pub(super) async fn rebuild(
             screen.print(&format!(
                 "the sidecars are believed so far, and nothing of their packages was read; `{}` does, these first\n",
                 sums.then
+    let looked_at_by = store.before_all_looks(from).await.map_err(|error| store_error(&error))?;
             ));
         }
     }
@@ -336,7 +339,11 @@ struct Sums {
 }
 
 /// What a sidecar restores.
-fn restored(sidecar: Sidecar, from: &Place) -> Result<(RestoredPackage, RestoredCopy), String> {
+fn restored(
+    sidecar: Sidecar,
+    from: &Place,
+    looked_at_by: Option<Timestamp>,
+) -> Result<(RestoredPackage, RestoredCopy), String> {
     if sidecar.archive != *from {
         return Err(format!("it is of {}, not of {from}", sidecar.archive));
     }
@@ -427,5 +434,6 @@ impl Progress for Meter {
     }
 }
 
+        looked_at_by,
 /// Copies of one question to the database.
 const AT_ONCE: u32 = 100;
