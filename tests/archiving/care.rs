@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Row as _, SqlitePool};
 
 use super::{
     Backend, DISK, HANG, Running, Shelf, TERMS, Terms, World, assert_archived, found, has_same_bytes, make_packages,
-    manager, resting, seed, sidecars, submit, until_archived, worker, worker_of,
+    manager, resting, seed, sidecars, submit, until_archived, worker, worker_of, write_file,
 };
 use crate::harness::{Finished, exit, flip_bit, spawn};
 
@@ -75,6 +75,42 @@ fn a_look_that_misses_much_stops_and_asks() {
     assert!(stopped.stderr.contains("--yes"), "{}", stopped.stderr);
     let said = verify(&world, &["--yes"], exit::DESTINATION).said();
     assert!(said.contains("missing"), "{said}");
+}
+
+/// Catches what was found missing being forgotten with a look that breaks off.
+#[test]
+fn what_a_look_found_is_written_down_when_the_archive_fails_before_its_end() {
+    let world = World::new("broken-off", Backend::Sqlite, &TERMS);
+    let (root, mut rng) = (found(&world), seed("broken off"));
+    let names: Vec<_> = (0..60).map(|n| format!("{n:02}")).collect();
+    for name in &names {
+        write_file(&world.origin().join(name), 1000, &mut rng);
+    }
+    let daemons = [manager(&world), worker(&world, "w1", &[])];
+    submit(&world, &names);
+    until_archived(&world, names.len());
+    drop(daemons);
+    let oldest_first = "FROM physical_copy c JOIN raw_data_package p ON p.id = c.package_id \
+         JOIN data_location l ON l.id = c.location_id WHERE l.name = 'archive' ORDER BY c.checked_at, c.id";
+    let order = world.rows(&["p.name"], oldest_first);
+    let files: Vec<_> = order.iter().map(|row| file_of(&root, &row[0])).collect();
+    fs::rename(&files[0], files[0].with_extension("away")).expect("put it away");
+    // A tenth is not much, so it is taken for the archive's own trouble.
+    for file in &files[55..] {
+        let home = file.parent().expect("a folder");
+        fs::rename(home, home.with_extension("away")).expect("put it away");
+        std::os::unix::fs::symlink("/nowhere", home).expect("make a link");
+    }
+    let words = ["verify", "--location", "cologne/archive"];
+    let ended = spawn(&world.scene, world.command(&words)).wait(HANG);
+    assert_ne!(ended.code(), Some(0));
+    assert!(!ended.stderr.contains("--yes"), "{}", ended.stderr);
+    let bad = world.rows(
+        &["p.name", "c.verification"],
+        "FROM physical_copy c JOIN raw_data_package p ON p.id = c.package_id \
+         WHERE c.verification NOT IN ('registered', 'verified')",
+    );
+    assert_eq!(bad, [[order[0][0].clone(), "suspect".to_owned()]], "{}", ended.stderr);
 }
 
 /// Rows of a database file.

@@ -22,7 +22,7 @@ use crate::{
         Algorithm, CheckMethod, ErrorClass, Evidence, LocationId, PackageId, PackageKind, ReadHow, ScrubTally,
         Timestamp, topology::Place,
     },
-    store::{CopyToCheck, Finding, Looked, RestoredCopy, RestoredPackage, StoreError},
+    store::{CopyToCheck, Finding, Looked, RestoredCopy, RestoredPackage, Store, StoreError},
     worker::{Failure, Scrubbed, scrub},
 };
 
@@ -76,83 +76,24 @@ pub(super) async fn verify(
     let id = store.location_id(&location.to_string()).await.map_err(wrong)?;
     let (began, host, by) = (store.now().await.map_err(wrong)?, host_name(), actor());
     let meter = Meter::new(args.rate_limit);
-    let (mut tally, mut after, mut unread) = (ScrubTally::default(), None, 0u64);
-    // Not before it is known that the archive is there: what is bad loses its packages their state.
-    let mut held_back = Vec::new();
-    let (mut failures, mut interrupted) = (0u32, false);
-    let most = args.limit.map_or(u64::MAX, u64::from);
-    'all: while tally.looked_at < most {
-        let copies = store.next_to_check(id, began, after, AT_ONCE).await.map_err(wrong)?;
-        let Some(last) = copies.last() else { break };
-        after = Some(last.cursor);
-        for copy in &copies {
-            if tally.looked_at >= most {
-                break 'all;
-            }
-            if cancel.is_cancelled() {
-                interrupted = true;
-                break 'all;
-            }
-            tally.looked_at += 1;
-            let found = scrub(&*archive, id, &copy.package, (&host, reads_nothing), &meter, cancel).await;
-            failures = if found.is_ok() { 0 } else { failures + 1 };
-            let looked = match &found {
-                Ok(Scrubbed::Read(evidence)) => {
-                    if evidence.is_equal() && evidence.unread_reason.is_some() {
-                        unread += 1;
-                    } else if evidence.is_equal() {
-                        tally.equal += 1;
-                    } else {
-                        tally.different += 1;
-                    }
-                    Some(store.record_check(copy, Finding::Read(evidence), &by).await.map_err(wrong)?)
-                }
-                Ok(Scrubbed::Missing(why)) => {
-                    tally.missing += 1;
-                    held_back.push((copy.clone(), true, why.clone()));
-                    None
-                }
-                Ok(Scrubbed::Unreadable(why)) => {
-                    tally.unreadable += 1;
-                    held_back.push((copy.clone(), false, why.clone()));
-                    None
-                }
-                Err(failure) if failure.class == ErrorClass::Cancelled => {
-                    interrupted = true;
-                    break 'all;
-                }
-                // What is wrong with all of them is said once.
-                Err(failure)
-                    if concerns_all(failure.class) && (tally.looked_at == 1 || failures >= FAILURES_IN_A_ROW) =>
-                {
-                    return Err(told(failure));
-                }
-                Err(_) => {
-                    tally.unreadable += 1;
-                    None
-                }
-            };
-            show(screen, json, copy, &found, looked)?;
-            if tally.is_suspicious() && !args.yes {
-                let text = format!(
-                    "{} of {} packages are missing or cannot be read at {location}: perhaps it is not mounted, or another \
-                     archive; look there, and go on with --yes",
-                    tally.missing + tally.unreadable,
-                    tally.looked_at
-                );
-                return Err(JobError::new(FailureClass::Destination, text));
-            }
-            meter.wait(cancel).await;
+    let mut look = Look { tally: ScrubTally::default(), unread: 0, held_back: Vec::new() };
+    let through = Through { args, json, screen, store: &store, by: &by };
+    let reading = Reading { archive: &*archive, reads_nothing, id, host: &host, meter: &meter, cancel };
+    let ended = look.through(&through, &reading, location, began).await;
+    // What was found is written down however the look ended, unless it seems to be the archive that is missing.
+    let mut recorded = Ok(());
+    if args.yes || !look.tally.is_suspicious() {
+        for (copy, is_missing, why) in &look.held_back {
+            let finding = if *is_missing { Finding::Missing { why } } else { Finding::Unreadable { why } };
+            recorded = recorded.and(store.record_check(copy, finding, &by).await.map(drop));
         }
     }
-    for (copy, is_missing, why) in &held_back {
-        let finding = if *is_missing { Finding::Missing { why } } else { Finding::Unreadable { why } };
-        store.record_check(copy, finding, &by).await.map_err(wrong)?;
-    }
+    let ended = ended.and_then(|ended| recorded.map(|()| ended).map_err(wrong));
     store.close().await;
-    if interrupted {
+    if ended? == Ended::Interrupted {
         return Err(JobError::new(FailureClass::Cancelled, "interrupted; what was found so far is recorded"));
     }
+    let Look { tally, unread, .. } = look;
     if json {
         print_json(
             screen,
@@ -184,6 +125,120 @@ pub(super) async fn verify(
         (0, _) => Exit::Failed(FailureClass::Destination),
         _ => Exit::Failed(FailureClass::Integrity),
     })
+}
+
+/// A look through an archive, as far as it has come.
+struct Look {
+    tally: ScrubTally,
+    /// Packages of these that nobody read, as the settings want it.
+    unread: u64,
+    /// Copies that are missing (true) or cannot be read, and why. Not written down before it is known that the archive is
+    /// there: what is bad loses its packages their state.
+    held_back: Vec<(CopyToCheck, bool, String)>,
+}
+
+/// How a look came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    AllSeen,
+    Interrupted,
+}
+
+/// What a look is asked for, and where it tells what it finds.
+struct Through<'a> {
+    args: &'a args::Scrub,
+    json: bool,
+    screen: &'a Screen,
+    store: &'a Store,
+    by: &'a str,
+}
+
+/// What is read, and how.
+struct Reading<'a> {
+    archive: &'a dyn Archive,
+    reads_nothing: bool,
+    id: LocationId,
+    host: &'a str,
+    meter: &'a Meter,
+    cancel: &'a CancellationToken,
+}
+
+impl Look {
+    async fn through(
+        &mut self,
+        asked: &Through<'_>,
+        reading: &Reading<'_>,
+        location: &Place,
+        began: Timestamp,
+    ) -> Result<Ended, JobError> {
+        let Through { args, json, screen, store, by } = *asked;
+        let Reading { archive, reads_nothing, id, host, meter, cancel } = *reading;
+        let wrong = |e| store_error(&e);
+        let (mut after, mut failures) = (None, 0u32);
+        let most = args.limit.map_or(u64::MAX, u64::from);
+        while self.tally.looked_at < most {
+            let copies = store.next_to_check(id, began, after, AT_ONCE).await.map_err(wrong)?;
+            let Some(last) = copies.last() else { break };
+            after = Some(last.cursor);
+            for copy in &copies {
+                if self.tally.looked_at >= most {
+                    return Ok(Ended::AllSeen);
+                }
+                if cancel.is_cancelled() {
+                    return Ok(Ended::Interrupted);
+                }
+                self.tally.looked_at += 1;
+                let found = scrub(archive, id, &copy.package, (host, reads_nothing), meter, cancel).await;
+                failures = if found.is_ok() { 0 } else { failures + 1 };
+                let looked = match &found {
+                    Ok(Scrubbed::Read(evidence)) => {
+                        if evidence.is_equal() && evidence.unread_reason.is_some() {
+                            self.unread += 1;
+                        } else if evidence.is_equal() {
+                            self.tally.equal += 1;
+                        } else {
+                            self.tally.different += 1;
+                        }
+                        Some(store.record_check(copy, Finding::Read(evidence), by).await.map_err(wrong)?)
+                    }
+                    Ok(Scrubbed::Missing(why)) => {
+                        self.tally.missing += 1;
+                        self.held_back.push((copy.clone(), true, why.clone()));
+                        None
+                    }
+                    Ok(Scrubbed::Unreadable(why)) => {
+                        self.tally.unreadable += 1;
+                        self.held_back.push((copy.clone(), false, why.clone()));
+                        None
+                    }
+                    Err(failure) if failure.class == ErrorClass::Cancelled => return Ok(Ended::Interrupted),
+                    // What is wrong with all of them is said once.
+                    Err(failure)
+                        if concerns_all(failure.class)
+                            && (self.tally.looked_at == 1 || failures >= FAILURES_IN_A_ROW) =>
+                    {
+                        return Err(told(failure));
+                    }
+                    Err(_) => {
+                        self.tally.unreadable += 1;
+                        None
+                    }
+                };
+                show(screen, json, copy, &found, looked)?;
+                if self.tally.is_suspicious() && !args.yes {
+                    let text = format!(
+                        "{} of {} packages are missing or cannot be read at {location}: perhaps it is not mounted, or \
+                         another archive; look there, and go on with --yes",
+                        self.tally.missing + self.tally.unreadable,
+                        self.tally.looked_at
+                    );
+                    return Err(JobError::new(FailureClass::Destination, text));
+                }
+                meter.wait(cancel).await;
+            }
+        }
+        Ok(Ended::AllSeen)
+    }
 }
 
 fn show(
@@ -263,6 +318,7 @@ pub(super) async fn rebuild(
     let store = open(daemon).await?;
     let (by, mut after, mut sums) = (actor(), None::<String>, Sums::default());
     sums.then = format!("ccat-xfer verify --location {from}");
+    let looked_at_by = store.before_all_looks(from).await.map_err(|error| store_error(&error))?;
     loop {
         let names = archive.sidecars(after.as_deref(), usize::try_from(AT_ONCE).unwrap_or(usize::MAX)).await;
         let names = names.map_err(|error| told(&error.into()))?;
@@ -320,7 +376,6 @@ pub(super) async fn rebuild(
             screen.print(&format!(
                 "the sidecars are believed so far, and nothing of their packages was read; `{}` does, these first\n",
                 sums.then
-    let looked_at_by = store.before_all_looks(from).await.map_err(|error| store_error(&error))?;
             ));
         }
     }
@@ -379,6 +434,7 @@ fn restored(
         location: sidecar.archive,
         path: package.path_hex.clone(),
         records: sidecar.verification.iter().map(record).collect(),
+        looked_at_by,
     };
     let package = RestoredPackage {
         name: package.name,
@@ -434,6 +490,5 @@ impl Progress for Meter {
     }
 }
 
-        looked_at_by,
 /// Copies of one question to the database.
 const AT_ONCE: u32 = 100;
