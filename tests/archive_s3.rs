@@ -170,7 +170,7 @@ fn package(root: &Path, path: &str) -> Package {
 }
 
 fn turn(replace: bool) -> Turn {
-    Turn { job: [7; 16], fence: 1, replace }
+    Turn { job: [7; 16], fence: 1, replace, seen_corrupt: false }
 }
 
 /// Counts, and calls back once so many bytes are done.

@@ -69,13 +69,15 @@ pub struct Turn {
     /// Whether what rests there is known to be corrupt and is to be replaced: it is kept under another name until the new
     /// bytes were read back.
     pub replace: bool,
+    /// Whether this very attempt has read what rests there and found it corrupt: it is replaced without another look at it.
+    pub seen_corrupt: bool,
 }
 
 impl Turn {
     /// Whether what rests there may be what an attempt to replace put in the place of a corrupt copy, and died before it said
     /// so: then it is read before another one is written. `is_replacement`: it lies where only a replacement does.
     pub(in crate::archive) fn may_have_replaced(&self, is_replacement: bool) -> bool {
-        self.replace && (is_replacement || self.fence > 1)
+        self.replace && !self.seen_corrupt && (is_replacement || self.fence > 1)
     }
 }
 

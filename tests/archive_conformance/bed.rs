@@ -91,14 +91,14 @@ pub(crate) fn large(bed: &dyn Bed, path: &str, mebibytes: u64) -> Package {
 }
 
 pub(crate) fn turn(job: u8, fence: u64) -> Turn {
-    Turn { job: [job; 16], fence, replace: false }
+    Turn { job: [job; 16], fence, replace: false, seen_corrupt: false }
 }
 
 /// A piece of work is about one package.
 pub(crate) fn turn_of(package: &Package, fence: u64) -> Turn {
     let mut job = [0; 16];
     job.copy_from_slice(&package.expected.value[..16]);
-    Turn { job, fence, replace: false }
+    Turn { job, fence, replace: false, seen_corrupt: false }
 }
 
 /// Counts, and can cancel when so many bytes were counted.

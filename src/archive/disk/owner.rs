@@ -137,7 +137,7 @@ mod tests {
     use crate::disk::Root;
 
     fn turn(fence: u64) -> Turn {
-        Turn { job: [1; 16], fence, replace: false }
+        Turn { job: [1; 16], fence, replace: false, seen_corrupt: false }
     }
 
     #[test]

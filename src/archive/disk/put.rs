@@ -191,7 +191,7 @@ impl Work {
                 format!("{what}: something else has its name there; see what it is and move it away"),
             ));
         }
-        if turn.replace && !(self.is_set_aside(&home, turn)? && self.rests_well(stop)) {
+        if turn.replace && (turn.seen_corrupt || !self.is_set_aside(&home, turn)? || !self.rests_well(stop)) {
             return Ok(false);
         }
         modes::make_read_only(&home, &self.name()?).map_err(|e| self.modes_failure("protect", &e))?;

@@ -32,14 +32,23 @@ pub(super) struct Brought {
     pub(super) replaced: bool,
 }
 
+/// How it is known that what lies there is corrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// From before this attempt, or without its bytes: one before it may have replaced it since.
+    Told,
+    /// It was read just now.
+    Seen,
+}
+
 impl Job<'_> {
     /// Puts the package and reads it back. `may_replace`: what lies there already and differs may be set aside.
     pub(super) async fn bring(&self, may_replace: bool, log: &mut Vec<String>) -> Result<Brought, Failure> {
-        let stored = match self.put(false).await {
+        let stored = match self.put(None).await {
             Ok(stored) => stored,
             Err(failure) if failure.class == ErrorClass::DestinationDiffers && may_replace => {
                 log.push(format!("other bytes lie there: {}", failure.chain.join(": ")));
-                return self.replace().await;
+                return self.replace(Known::Told).await;
             }
             Err(failure) => return Err(failure),
         };
@@ -47,7 +56,7 @@ impl Job<'_> {
             // It lies there whole, and cannot be read: no attempt would ever find anything else.
             Err(failure) if failure.class == ErrorClass::CorruptInFlight && stored == Stored::Found && may_replace => {
                 log.push(format!("what lies there cannot be read: {}", failure.chain.join(": ")));
-                return self.replace().await;
+                return self.replace(Known::Seen).await;
             }
             other => other?,
         };
@@ -63,23 +72,23 @@ impl Job<'_> {
             ));
         }
         log.push(found);
-        self.replace().await
+        self.replace(Known::Seen).await
     }
 
     /// Puts it anew: what lies there is known to be corrupt, and stays beside it until this was read back.
-    pub(super) async fn replace(&self) -> Result<Brought, Failure> {
-        let stored = self.put(true).await?;
+    pub(super) async fn replace(&self, known: Known) -> Result<Brought, Failure> {
+        let stored = self.put(Some(known)).await?;
         let reading = self.read_back().await?;
         Ok(Brought { stored, reading, replaced: true })
     }
 
-    async fn put(&self, replace: bool) -> Result<Stored, Failure> {
+    async fn put(&self, replace: Option<Known>) -> Result<Stored, Failure> {
         if self.cancel.is_cancelled() {
             return Err(stopped());
         }
         let _writer = self.writer().await?;
         self.gauge.begin(Phase::Put);
-        let turn = Turn { replace, ..self.turn };
+        let turn = Turn { replace: replace.is_some(), seen_corrupt: replace == Some(Known::Seen), ..self.turn };
         let stored = self.archive.put(self.package, &self.source, &turn, &self.gauge, self.cancel).await;
         stored.map_err(|error| Failure::from(error).during("cannot put the package into the archive"))
     }
@@ -153,7 +162,8 @@ mod tests {
     struct Memory {
         bytes: Mutex<Option<Vec<u8>>>,
         lies: bool,
-        puts: Mutex<Vec<bool>>,
+        /// Whether to replace, and whether what is replaced was read.
+        puts: Mutex<Vec<(bool, bool)>>,
         stop_after_put: Option<CancellationToken>,
         writers: Option<Arc<Semaphore>>,
         /// How many more could be put while this was read back.
@@ -178,7 +188,7 @@ mod tests {
             progress: &dyn Progress,
             _: &CancellationToken,
         ) -> Result<Stored, ArchiveError> {
-            self.puts.lock().unwrap().push(turn.replace);
+            self.puts.lock().unwrap().push((turn.replace, turn.seen_corrupt));
             if let Some(stop) = &self.stop_after_put {
                 stop.cancel();
             }
@@ -269,7 +279,7 @@ mod tests {
             writers: &writers,
             package: &package,
             source: Source { root: &root, path: &path },
-            turn: Turn { job: [1; 16], fence: 1, replace: false },
+            turn: Turn { job: [1; 16], fence: 1, replace: false, seen_corrupt: false },
             gauge: Gauge::new(meter.clone(), &package),
             cancel: &cancel,
         };
@@ -317,11 +327,11 @@ mod tests {
         let first = taken();
         let (brought, _) = bring(&first, false).await;
         assert_eq!(brought.err().map(|failure| failure.class), Some(ErrorClass::DestinationDiffers));
-        assert_eq!(*first.puts.lock().unwrap(), [false], "nothing was set aside");
+        assert_eq!(*first.puts.lock().unwrap(), [(false, false)], "nothing was set aside");
         let later = taken();
         let (brought, _) = bring(&later, true).await;
         assert!(brought.unwrap().replaced);
-        assert_eq!(*later.puts.lock().unwrap(), [false, true]);
+        assert_eq!(*later.puts.lock().unwrap(), [(false, false), (true, true)], "it is read once");
         assert_eq!(later.bytes.lock().unwrap().as_deref(), Some(BYTES));
     }
 

@@ -30,7 +30,7 @@ use async_trait::async_trait;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use self::job::{Brought, Job, is_equal, stopped};
+use self::job::{Brought, Job, Known, is_equal, stopped};
 use super::{
     Attempt, Config, Failure, Meter, Phase, Runner, fault,
     gauge::Gauge,
@@ -202,12 +202,18 @@ async fn keep(
         writers: &here.shelf(&claim.destination)?.writers,
         package: &package,
         source: Source { root: &origin.root, path: &origin.path },
-        turn: Turn { job: runner::job_of(claim, member, &package.expected).0, fence, replace: false },
+        turn: Turn {
+            job: runner::job_of(claim, member, &package.expected).0,
+            fence,
+            replace: false,
+            seen_corrupt: false,
+        },
         gauge: Gauge::new(meter.clone(), &package),
         cancel,
     };
     let terms = claim.archive.ok_or_else(|| Failure::new(ErrorClass::Bug, "archive work came without its terms"))?;
-    let found = if terms.replace { job.replace().await? } else { job.bring(fence > 1, &mut attempt.log).await? };
+    let found =
+        if terms.replace { job.replace(Known::Told).await? } else { job.bring(fence > 1, &mut attempt.log).await? };
     let seen = here.evidence(claim, member, &package, archive.medium(), &found.reading);
     attempt.evidence.push(seen.clone());
     if !is_equal(&package, &found.reading) {
