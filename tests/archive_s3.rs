@@ -6,6 +6,8 @@ mod gate;
 mod harness;
 #[path = "archive_s3_more/trees.rs"]
 mod trees;
+#[path = "archive_s3_more/left.rs"]
+mod left;
 
 use std::{
     collections::BTreeSet,

@@ -22,7 +22,7 @@ pub mod sidecar;
 pub mod tape;
 mod watch;
 
-use std::{fmt, os::unix::ffi::OsStrExt as _, path::Path};
+use std::{fmt, os::unix::ffi::OsStrExt as _, path::Path, time::Duration};
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
@@ -162,6 +162,10 @@ pub enum Stored {
     Found,
 }
 
+/// What was not written to for so long is left for good: no retry waits longer, and no night's data is of use to one that
+/// does. 30 days.
+const LEFT_AFTER: Duration = Duration::from_secs(30 * 86_400);
+
 /// Keeps packages. One conformance suite holds every implementation to the same promises.
 #[async_trait]
 pub trait Archive: fmt::Debug + Send + Sync {
@@ -212,7 +216,7 @@ pub trait Archive: fmt::Debug + Send + Sync {
     async fn forget_replaced(&self, package: &Package) -> Result<(), ArchiveError>;
 
     /// Removes what puts that never came back left, and returns of how many packages. Called when a worker starts. An archive
-    /// that keeps no such things, or whose store clears up by rules of its own, does nothing.
+    /// that keeps no such things does nothing.
     async fn sweep(&self) -> Result<u64, ArchiveError> {
         Ok(0)
     }

@@ -61,7 +61,7 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Archive, ArchiveError, Package, Progress, Reading, Source, Stored, Turn, failure,
+    Archive, ArchiveError, LEFT_AFTER, Package, Progress, Reading, Source, Stored, Turn, failure,
     fault::Lies,
     key::Key,
     watch::{Watch, blocking},
@@ -334,6 +334,6 @@ impl Archive for Disk {
     }
 
     async fn sweep(&self) -> Result<u64, ArchiveError> {
-        self.sweep_older(sweep::LEFT_AFTER).await
+        self.sweep_older(LEFT_AFTER).await
     }
 }

@@ -20,10 +20,6 @@ use crate::{
     journal::list_parts,
 };
 
-/// What was not written to for so long is left for good: no retry waits longer, and no night's data is of use to one that
-/// does. 30 days.
-pub(super) const LEFT_AFTER: Duration = Duration::from_secs(30 * 86_400);
-
 /// Removes packages on their way that nobody wrote to for `age`, and returns how many. Never what is locked.
 pub(super) fn sweep(root: &Root, age: Duration) -> Result<u64, ArchiveError> {
     let what = "cannot clear up what is on its way into the archive";

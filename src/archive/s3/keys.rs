@@ -50,7 +50,7 @@ impl Keys {
 
 /// The folder of a tree's files.
 pub(super) fn files(root: &str) -> String {
-    format!("{root}/files/")
+    format!("{root}{FILES}")
 }
 
 /// A file of a tree.
@@ -69,6 +69,32 @@ pub(super) fn file(root: &str, path: &RelPath) -> String {
 /// What makes a tree whole.
 pub(super) fn manifest(root: &str) -> String {
     format!("{root}/manifest")
+}
+
+/// What the keys of all packages begin with.
+pub(super) fn packages(prefix: &str) -> String {
+    format!("{prefix}{PACKAGES}")
+}
+
+/// The object or folder of the package that a key is of, in one generation; `None` for what has not the form of our keys.
+pub(super) fn package_of<'a>(prefix: &str, key: &'a str) -> Option<&'a str> {
+    let rest = key.strip_prefix(prefix)?.strip_prefix(PACKAGES)?;
+    let is_ours = |b: u8| b.is_ascii_alphanumeric() || b"-_.=/@".contains(&b);
+    if !rest.bytes().all(is_ours) || rest.split('/').any(str::is_empty) {
+        return None;
+    }
+    // A folder of that name may lie in the package's own path too.
+    let folders = rest.match_indices(FILES).map(|(at, _)| &rest[..at]);
+    folders.chain([rest]).find(|root| is_root(root))
+}
+
+/// As `PATH.DIGEST` is, or `PATH.DIGEST.rN`.
+fn is_root(name: &str) -> bool {
+    let is_number = |n: &str| n.parse().is_ok_and(|number: u32| number > 0 && number.to_string() == n);
+    let base = name.rsplit_once(".r").filter(|(_, number)| is_number(number)).map_or(name, |(base, _)| base);
+    let Some((path, digest)) = base.rsplit_once('.') else { return false };
+    let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    !path.is_empty() && !path.ends_with('/') && digest.len() == 64 && digest.bytes().all(is_digit)
 }
 
 /// What the keys of all sidecars begin with.
@@ -107,6 +133,7 @@ fn encode_path(bytes: &[u8]) -> String {
 }
 
 const PACKAGES: &str = "packages/";
+const FILES: &str = "/files/";
 const SIDECARS: &str = "sidecars/";
 const SIDECAR_END: &str = ".ccat.json";
 /// S3's limit.
@@ -149,6 +176,37 @@ mod tests {
             ("x", None),
         ] {
             assert_eq!(keys.generation(&format!("{}{key}", keys.base())), generation, "{key}");
+        }
+    }
+
+    #[test]
+    fn keys_of_packages_are_told_from_others() {
+        let long = [vec![b'x'; 200], vec![b'/'], vec![b'y'; 200]].concat();
+        let paths: [&[u8]; 5] = [b"a", b"a b/files/c", b"x/manifest", b"\xff.r1", &long];
+        for (path, generation) in paths.into_iter().flat_map(|path| [(path, 0), (path, 7)]) {
+            let root = Keys::of("raw/", &package(path)).root(generation);
+            let inside = file(&root, &RelPath::new(&b"t/files/z"[..]).unwrap());
+            for key in [&root, &inside] {
+                assert_eq!(package_of("raw/", key), root.strip_prefix("raw/packages/"), "{key}");
+                assert_eq!(package_of("", key), None, "{key} has another prefix");
+            }
+        }
+        let digest = "ab".repeat(32);
+        let others = [
+            "raw/packages/another".to_owned(),
+            "raw/packages/".to_owned(),
+            format!("raw/sidecars/a.{digest}"),
+            format!("raw/packages/.{digest}"),
+            format!("raw/packages/a/.{digest}"),
+            format!("raw/packages/a.{digest}0"),
+            format!("raw/packages/a.{}", digest.to_uppercase()),
+            format!("raw/packages/a.{digest}.r0"),
+            format!("raw/packages/a.{digest}/manifest/x"),
+            format!("raw/packages/a b.{digest}"),
+            format!("raw/packages//a.{digest}"),
+        ];
+        for key in others {
+            assert_eq!(package_of("raw/", &key), None, "{key}");
         }
     }
 

@@ -17,8 +17,8 @@
 //! ones are kept. What cannot be compared is sent again. So it is with the files of a tree that is not whole, large ones too: by
 //! the CRC-64/NVME of the whole, or the ETag, which is the MD5 of the parts' MD5. Uploads of the same key that are not gone on
 //! with are removed, those of a tree once it is whole, and those of an attempt whose error has no retry. One that was
-//! cancelled, or that found no retry left, keeps its parts for whoever tries again: a bucket's rule that aborts uploads after
-//! some weeks clears up the rest.
+//! cancelled, or that found no retry left, keeps its parts for whoever tries again: what was begun 30 days ago, and has had no
+//! part since, is removed when a worker starts. Only what has the form of a package's key below the prefix is.
 //!
 //! **Replacing.** A corrupt package is not touched: the new bytes get the next generation's keys (`PATH.DIGEST.r1` and so
 //! on), and the highest generation that is whole is the package. A crash leaves the old one, or the old and the new one.
@@ -36,6 +36,7 @@ mod manifest;
 mod settings;
 mod sums;
 mod tree;
+mod sweep;
 mod upload;
 
 use std::{
@@ -61,7 +62,7 @@ use self::{
     sums::Said,
     upload::{Only, Upload},
 };
-use super::{Archive, ArchiveError, Package, Progress, ReadHow, Reading, Source, Stored, Turn, Unseen};
+use super::{Archive, ArchiveError, LEFT_AFTER, Package, Progress, ReadHow, Reading, Source, Stored, Turn, Unseen};
 use crate::{
     buf::Pool,
     chunk::{ByteRange, ChunkSize, Digest, RelPath},
@@ -480,6 +481,10 @@ impl Archive for S3 {
         Ok(())
     }
 }
+
+    async fn sweep(&self) -> Result<u64, ArchiveError> {
+        self.sweep_older(LEFT_AFTER).await
+    }
 
 /// Runs until the end or until told to stop; requests under way are dropped then.
 async fn until<T>(

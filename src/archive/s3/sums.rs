@@ -45,6 +45,8 @@ pub(super) struct Said {
     pub(super) size: u64,
     pub(super) crc64: Option<String>,
     pub(super) sha256: Option<String>,
+    /// Of a part: when it came, in seconds since 1970.
+    pub(super) sent_at_s: Option<i64>,
 }
 
 impl Said {

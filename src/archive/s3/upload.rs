@@ -494,7 +494,7 @@ impl S3 {
     }
 
     /// Unfinished uploads to keys that begin so.
-    async fn uploads_below(&self, prefix: &str) -> Result<Vec<MultipartUpload>, ArchiveError> {
+    pub(super) async fn uploads_below(&self, prefix: &str) -> Result<Vec<MultipartUpload>, ArchiveError> {
         let (mut found, mut after) = (Vec::new(), (None, None));
         for _ in 0..MAX_PAGES {
             let page = self
@@ -526,7 +526,7 @@ impl S3 {
     }
 
     /// Parts of an upload by number; `None` if there is no such upload any more.
-    async fn parts_of(&self, key: &str, upload: &str) -> Result<Option<HashMap<i32, Said>>, ArchiveError> {
+    pub(super) async fn parts_of(&self, key: &str, upload: &str) -> Result<Option<HashMap<i32, Said>>, ArchiveError> {
         let (mut found, mut after) = (HashMap::new(), None);
         for _ in 0..MAX_PAGES {
             let page = self
@@ -546,7 +546,9 @@ impl S3 {
             for part in page.parts.unwrap_or_default() {
                 if let (Some(number), Some(etag)) = (part.part_number, part.e_tag) {
                     let size = part.size.and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
-                    let said = Said { etag, size, crc64: part.checksum_crc64_nvme, sha256: part.checksum_sha256 };
+                    let sent_at_s = part.last_modified.map(|at| at.secs());
+                    let (crc64, sha256) = (part.checksum_crc64_nvme, part.checksum_sha256);
+                    let said = Said { etag, size, crc64, sha256, sent_at_s };
                     found.insert(number, said);
                 }
             }
@@ -558,15 +560,16 @@ impl S3 {
         Err(self.garbage(key, "its list of parts has no end"))
     }
 
-    /// Removes an upload that nobody will complete. One that stays costs space only, and the next attempt tries again.
-    pub(super) async fn abort(&self, key: &str, upload: &str) {
+    /// Removes an upload that nobody will complete; false if it stays. That costs space only, and the next attempt tries again.
+    pub(super) async fn abort(&self, key: &str, upload: &str) -> bool {
         let answer =
             self.client.abort_multipart_upload().bucket(&self.settings.bucket).key(key).upload_id(upload).send().await;
-        if let Err(error) = answer {
-            let refused = Refused::new("remove an upload of", self.shown(key), &error);
-            if !refused.is_no_upload() {
+        match answer.map_err(|error| Refused::new("remove an upload of", self.shown(key), &error)) {
+            Err(refused) if !refused.is_no_upload() => {
                 tracing::warn!("{}", ArchiveError::from(refused));
+                false
             }
+            _ => true,
         }
     }
 
