@@ -1,13 +1,15 @@
 //! The archive in an S3 store, against a real server (SeaweedFS) with a proxy before it that does harm: what is promised
 //! of resuming, of finding every corruption, and of the class of every failure.
 
+#[path = "archive_s3_more/faults.rs"]
+mod faults;
 #[path = "archive_s3_more/gate.rs"]
 mod gate;
 mod harness;
-#[path = "archive_s3_more/trees.rs"]
-mod trees;
 #[path = "archive_s3_more/left.rs"]
 mod left;
+#[path = "archive_s3_more/trees.rs"]
+mod trees;
 
 use std::{
     collections::BTreeSet,
@@ -212,6 +214,7 @@ async fn finds_corruption(store: &S3, package: &Package) -> bool {
     match store.read_back(package, &Seen::default(), &CancellationToken::new()).await {
         Ok(reading) => reading.digest != Digest(package.expected.value),
         Err(error) => {
+            println!("{error}");
             assert_eq!(error.class, ErrorClass::CorruptInFlight, "{error}");
             true
         }

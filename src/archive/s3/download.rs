@@ -130,37 +130,13 @@ impl S3 {
             .map_err(|e| Refused::new("read", self.shown(key), &e))
     }
 
-    async fn next(&self, body: &mut ByteStream) -> Result<Option<bytes::Bytes>, String> {
+    pub(super) async fn next(&self, body: &mut ByteStream) -> Result<Option<bytes::Bytes>, String> {
         let stall = self.settings.limits.stall;
         match timeout(stall, body.next()).await {
             Err(_) => Err(format!("no byte came for {} s", stall.as_secs())),
             Ok(None) => Ok(None),
             Ok(Some(Ok(bytes))) => Ok(Some(bytes)),
             Ok(Some(Err(error))) => Err(error.to_string()),
-        }
-    }
-
-    /// A request that failed as often as it may: of this object alone, or of the whole store?
-    async fn unreadable(&self, key: &str, at: u64, refused: Refused) -> ArchiveError {
-        if refused.is_its_own_fault() {
-            return self.broken(key, at, &ArchiveError::from(refused).to_string()).await;
-        }
-        refused.into()
-    }
-
-    /// A store that answers, and yet never gives these bytes, does not have them.
-    async fn broken(&self, key: &str, at: u64, why: &str) -> ArchiveError {
-        let shown = self.shown(key);
-        match self.head(key).await {
-            Ok(Some(_)) => ArchiveError::new(
-                ErrorClass::CorruptInFlight,
-                format!(
-                    "{shown} is there and cannot be read from byte {at} on, tried {} times: {why}; replace it from another copy",
-                    self.settings.limits.tries
-                ),
-            ),
-            Ok(None) => self.gone(key),
-            Err(error) => error,
         }
     }
 }

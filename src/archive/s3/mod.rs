@@ -28,6 +28,7 @@
 //! **Memory** is the parallel parts' buffers and those of the small objects, whatever is uploaded; of a tree its manifest
 //! besides.
 
+mod broken;
 mod client;
 mod download;
 mod failure;
@@ -35,8 +36,8 @@ mod keys;
 mod manifest;
 mod settings;
 mod sums;
-mod tree;
 mod sweep;
+mod tree;
 mod upload;
 
 use std::{
@@ -480,11 +481,11 @@ impl Archive for S3 {
         }
         Ok(())
     }
-}
 
     async fn sweep(&self) -> Result<u64, ArchiveError> {
         self.sweep_older(LEFT_AFTER).await
     }
+}
 
 /// Runs until the end or until told to stop; requests under way are dropped then.
 async fn until<T>(
