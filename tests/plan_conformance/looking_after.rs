@@ -121,6 +121,27 @@ pub(crate) async fn what_is_missing_is_suspect_and_comes_back(bed: &Bed) {
     assert_eq!(plan_archives(bed).await.repairs, 0);
 }
 
+/// Catches a manager that counts a suspect copy among those that archives hold.
+pub(crate) async fn a_suspect_copy_is_held_by_no_archive(bed: &Bed) {
+    apply(bed, WORLD).await;
+    let (package, copy) = restored("a");
+    let done = bed.store.restore(&package, std::slice::from_ref(&copy), "rebuild").await.expect("restore");
+    let id = done.package.number();
+    assert_eq!(standing(bed, id).await, "1 of 2 archives hold it");
+    let found = to_check(bed).await.remove(0);
+    bed.store.record_check(&found, Finding::Missing { why: "no such file" }, "v").await.expect("record");
+    // The other archive holds it now, which is all that was missing.
+    let other = RestoredCopy { location: "us/lta".parse().expect("a place"), ..copy };
+    bed.store.restore(&package, &[other], "rebuild").await.expect("the other archive");
+    bed.store.settle(10, "manager").await.expect("settle");
+    assert_eq!(state(bed, id).await, "failed");
+    let told = bed.store.explain_package(done.package).await.expect("explain");
+    assert_eq!((told.required, told.held), (2, 1), "{told:?}");
+    let found = to_check(bed).await.remove(0);
+    bed.store.record_check(&found, Finding::Read(&reading(&found, None)), "v").await.expect("record");
+    assert_eq!(state(bed, id).await, "archived");
+}
+
 pub(crate) async fn a_look_that_was_overtaken_writes_nothing(bed: &Bed) {
     apply(bed, WORLD).await;
     archived(bed, "a").await;

@@ -78,6 +78,7 @@ const CASES: &[Case] = cases![
     looking_after::the_oldest_evidence_comes_first,
     looking_after::a_mismatch_is_repaired_from_a_verified_copy,
     looking_after::what_is_missing_is_suspect_and_comes_back,
+    looking_after::a_suspect_copy_is_held_by_no_archive,
     looking_after::a_look_that_was_overtaken_writes_nothing,
     looking_after::a_cached_look_counts_only_where_it_may,
     looking_after::another_site_helps_where_no_copy_is_left,

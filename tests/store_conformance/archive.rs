@@ -152,6 +152,25 @@ pub(crate) async fn completed_needs_a_reading_of_this_attempt(bed: &Bed) {
     bed.done(&to_state(planned.package, "archived")).await;
 }
 
+/// Catches a copy that is only there being taken for one that is verified.
+pub(crate) async fn a_copy_that_is_not_verified_is_no_archived_one(bed: &Bed) {
+    bed.apply_topology().await;
+    for word in ["suspect", "corrupt"] {
+        let (planned, lta) = required(bed).await;
+        let package = planned.package;
+        let id = archive_work(bed, &planned, lta).await;
+        // It was read back and was equal, by this very attempt.
+        bed.done(&of_work(bed, &planned, lta, (id, 1), "'read_back'")).await;
+        bed.done(&bed.copy(package, lta).replace("'verified'", &format!("'{word}'"))).await;
+        let completed = format!("UPDATE long_term_archive_transfer SET {} WHERE id = {id}", set_status("completed", 0));
+        bed.refused(&to_state(package, "archived"), "archived needs").await;
+        bed.refused(&completed, "completed needs").await;
+        bed.done(&to_verification(package, lta, "verified")).await;
+        bed.done(&completed).await;
+        bed.done(&to_state(package, "archived")).await;
+    }
+}
+
 pub(crate) async fn a_package_is_archived_no_longer_than_its_copies_are_good(bed: &Bed) {
     bed.apply_topology().await;
     let state = async |package: i64, word: &str| {

@@ -53,6 +53,7 @@ const CASES: &[Case] = cases![
     archive::what_only_passed_by_proves_nothing_in_an_archive,
     archive::a_cache_and_a_tape_system_are_believed_where_the_location_says_so,
     archive::completed_needs_a_reading_of_this_attempt,
+    archive::a_copy_that_is_not_verified_is_no_archived_one,
     archive::a_package_is_archived_no_longer_than_its_copies_are_good,
     archive::what_was_required_stays,
     archive::a_way_into_an_archive_is_planned_once,
