@@ -1,14 +1,13 @@
 //! Rates of starts, for one queue or for all of them together. They are counted in the database, so that they hold for
 //! all workers together.
 
+use std::collections::BTreeMap;
+
 use super::{
     Store, StoreError,
     sql::{Row, Tx, args},
 };
-use crate::model::{QueueName, StartRate, StartTokens, Timestamp};
-
-/// The scope that every start counts for.
-const ALL: &str = "*";
+use crate::model::{QueueName, StartRate, StartTokens, Timestamp, topology::ALL_QUEUES};
 
 /// A rate and what is left of it.
 #[derive(Clone, Debug)]
@@ -42,7 +41,7 @@ impl Limits {
     /// Whether something may start in this queue.
     pub(super) fn allows(&self, queue: &QueueName) -> bool {
         let name = queue.to_string();
-        !self.0.iter().any(|l| (l.scope == ALL || l.scope == name) && !l.allows())
+        !self.0.iter().any(|l| (l.scope == ALL_QUEUES || l.scope == name) && !l.allows())
     }
 
     /// Whether starts are counted at all.
@@ -66,7 +65,7 @@ pub(super) async fn take_start(tx: &mut Tx, queue: &QueueName) -> Result<bool, S
         Tx::Postgres(_) => " FOR NO KEY UPDATE",
     };
     let text = format!("{COLUMNS} WHERE scope = $1 OR scope = $2 ORDER BY scope{lock}");
-    let rows = tx.rows(text, args![ALL, queue.to_string()]).await?;
+    let rows = tx.rows(text, args![ALL_QUEUES, queue.to_string()]).await?;
     for row in &rows {
         let limit = Limit::read(row)?;
         if !limit.allows() {
@@ -81,28 +80,39 @@ pub(super) async fn take_start(tx: &mut Tx, queue: &QueueName) -> Result<bool, S
     Ok(true)
 }
 
+/// The rates as they were set, by scope.
+pub(super) async fn rates(tx: &mut Tx) -> Result<BTreeMap<String, StartRate>, StoreError> {
+    Ok(read(tx).await?.0.into_iter().map(|limit| (limit.scope, limit.rate)).collect())
+}
+
+/// Sets the rate of a scope, with a full bucket, or lifts it.
+pub(super) async fn write(tx: &mut Tx, scope: &str, rate: Option<StartRate>) -> Result<(), StoreError> {
+    match rate {
+        None => tx.execute("DELETE FROM rate_limit WHERE scope = $1", args![scope]).await?,
+        Some(rate) => {
+            let full = rate.full(Timestamp::from_micros(0)).micro;
+            tx.execute(
+                "INSERT INTO rate_limit (scope, starts, period_us, tokens_micro, refilled_at) \
+                 VALUES ($1, $2, $3, $4, now_us()) ON CONFLICT (scope) DO UPDATE SET starts = excluded.starts, \
+                 period_us = excluded.period_us, tokens_micro = excluded.tokens_micro, \
+                 refilled_at = excluded.refilled_at",
+                args![scope, rate.starts(), rate.period_us(), full],
+            )
+            .await?
+        }
+    };
+    Ok(())
+}
+
 impl Store {
     /// Limits how much of a queue's work may start (of all queues together without a name), or lifts the limit.
     ///
     /// # Errors
     /// The database cannot be written.
     pub async fn set_rate_limit(&self, queue: Option<&QueueName>, rate: Option<StartRate>) -> Result<(), StoreError> {
-        let scope = queue.map_or_else(|| ALL.to_owned(), ToString::to_string);
         let mut tx = self.write().await?;
-        match rate {
-            None => tx.execute("DELETE FROM rate_limit WHERE scope = $1", args![scope]).await?,
-            Some(rate) => {
-                let full = rate.full(Timestamp::from_micros(0)).micro;
-                tx.execute(
-                    "INSERT INTO rate_limit (scope, starts, period_us, tokens_micro, refilled_at) \
-                     VALUES ($1, $2, $3, $4, now_us()) ON CONFLICT (scope) DO UPDATE SET starts = excluded.starts, \
-                     period_us = excluded.period_us, tokens_micro = excluded.tokens_micro, \
-                     refilled_at = excluded.refilled_at",
-                    args![scope, rate.starts(), rate.period_us(), full],
-                )
-                .await?
-            }
-        };
+        let scope = queue.map_or_else(|| ALL_QUEUES.to_owned(), ToString::to_string);
+        write(&mut tx, &scope, rate).await?;
         tx.commit().await
     }
 
@@ -115,6 +125,6 @@ impl Store {
         let rows = tx.rows(COLUMNS, args![]).await?;
         let mut limits = rows.iter().map(Limit::read).collect::<Result<Vec<_>, _>>()?;
         limits.sort_by(|a, b| a.scope.cmp(&b.scope));
-        Ok(limits.into_iter().map(|l| ((l.scope != ALL).then_some(l.scope), l.rate)).collect())
+        Ok(limits.into_iter().map(|l| ((l.scope != ALL_QUEUES).then_some(l.scope), l.rate)).collect())
     }
 }

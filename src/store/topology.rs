@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Store, StoreError,
+    Store, StoreError, limits,
     sql::{Row, Tx, Value, args},
 };
 use crate::model::{
@@ -41,8 +41,8 @@ impl Store {
     }
 
     /// Makes the database's topology this one, in one transaction, and tells what was changed. What is missing from
-    /// `wanted` becomes inactive; nothing is deleted but the right of a login that is no longer named. Pauses, free
-    /// space and breakers are left as they are.
+    /// `wanted` becomes inactive; nothing is deleted but rates of starts and the rights of logins that are no longer
+    /// named. Pauses, free space and breakers are left as they are.
     ///
     /// # Errors
     /// Something differs that cannot change, or the database refuses.
@@ -78,6 +78,12 @@ impl Store {
         }
         for (name, route) in changed(&there.routes, &wanted.routes) {
             write_route(&mut tx, name, route, actor).await?;
+        }
+        for scope in gone(&there.start_rates, &wanted.start_rates) {
+            limits::write(&mut tx, scope, None).await?;
+        }
+        for (scope, rate) in changed(&there.start_rates, &wanted.start_rates) {
+            limits::write(&mut tx, scope, Some(*rate)).await?;
         }
         let reason: Vec<String> = changes.iter().map(ToString::to_string).collect();
         tx.execute(
@@ -181,6 +187,7 @@ async fn load(tx: &mut Tx) -> Result<Topology, StoreError> {
         };
         topology.routes.insert(row.text("name")?, route);
     }
+    topology.start_rates = limits::rates(tx).await?;
     Ok(topology)
 }
 

@@ -26,6 +26,8 @@ pub(crate) async fn what_leaves_the_topology_becomes_inactive(bed: &Bed) {
     let mut less = Topology::parse(TOPOLOGY).expect("a topology");
     less.routes.retain(|name, _| name == "ccat-cologne");
     less.locations.values_mut().for_each(|l| l.logins.clear());
+    less.start_rates.insert("*".into(), "100/s".parse().expect("a rate"));
+    less.start_rates.insert("cologne_buffer_data_transfer".into(), "7/m".parse().expect("a rate"));
     let changes = bed.store.apply_topology(&less, "test", Apply::Now).await.expect("apply");
     let gone: Vec<&str> =
         changes.iter().filter(|c| c.kind == ChangeKind::Deactivate).map(|c| c.name.as_str()).collect();
@@ -33,9 +35,11 @@ pub(crate) async fn what_leaves_the_topology_becomes_inactive(bed: &Bed) {
     assert_eq!(bed.int("SELECT count(*) FROM data_transfer_route").await, 3, "nothing is deleted");
     assert_eq!(bed.int("SELECT count(*) FROM data_transfer_route WHERE active AND paused").await, 1);
     assert_eq!(bed.int("SELECT count(*) FROM worker_login").await, 0, "a right that is not named is gone");
+    assert_eq!(bed.store.topology().await.expect("read").start_rates, less.start_rates);
     let all = Topology::parse(TOPOLOGY).expect("a topology");
     bed.store.apply_topology(&all, "test", Apply::Now).await.expect("apply");
     assert_eq!(bed.store.topology().await.expect("read"), all);
+    assert_eq!(bed.int("SELECT count(*) FROM rate_limit").await, 0, "a rate that is not named is lifted");
     assert_eq!(bed.int("SELECT count(*) FROM data_transfer_route WHERE paused").await, 3, "a pause is an operator's");
 }
 

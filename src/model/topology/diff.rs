@@ -2,14 +2,14 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
 
-use super::{Fault, Location, Peer, Route, Site, Topology, TopologyError};
+use super::{super::StartRate, Fault, Location, Peer, Route, Site, Topology, TopologyError};
 
 /// What applying a topology does to one of its things.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Change {
     /// What happens.
     pub kind: ChangeKind,
-    /// `peer`, `site`, `location` or `route`.
+    /// `peer`, `site`, `location`, `route` or `start_rate`.
     pub what: &'static str,
     /// Its name.
     pub name: String,
@@ -25,7 +25,7 @@ pub enum ChangeKind {
     Add,
     /// It gets other values.
     Alter,
-    /// It is not in the file any more. It stays, inactive: rows speak of it.
+    /// It is not in the file any more. It stays, inactive: rows speak of it. A rate of starts is lifted.
     Deactivate,
 }
 
@@ -89,6 +89,7 @@ impl Topology {
         part("site", &self.sites, &wanted.sites, site_facts, &mut changes);
         part("location", &self.locations, &wanted.locations, location_facts, &mut changes);
         part("route", &self.routes, &wanted.routes, route_facts, &mut changes);
+        part("start_rate", &self.start_rates, &wanted.start_rates, start_rate_facts, &mut changes);
         Ok(changes)
     }
 }
@@ -158,6 +159,10 @@ fn location_facts(location: &Location) -> Facts {
         ("cached_read_back_counts", location.cached_read_back_counts.to_string()),
         ("on_tape_readback", location.on_tape_readback.to_string()),
     ]
+}
+
+fn start_rate_facts(rate: &StartRate) -> Facts {
+    vec![("active", "true".to_owned()), ("rate", rate.to_string())]
 }
 
 fn route_facts(route: &Route) -> Facts {

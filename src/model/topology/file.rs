@@ -3,8 +3,9 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 
 use super::{
-    Dialer, Fault, Location, LocationType, Method, OnTapeReadback, Peer, Place, Route, RouteEnd, RouteType, Site,
-    StorageType, Topology, TopologyError, Transport, is_name,
+    super::{QueueName, StartRateError},
+    ALL_QUEUES, Dialer, Fault, Location, LocationType, Method, OnTapeReadback, Peer, Place, Route, RouteEnd, RouteType,
+    Site, StorageType, Topology, TopologyError, Transport, is_name,
 };
 use crate::config::units;
 
@@ -19,6 +20,8 @@ struct File {
     location: Vec<LocationTable>,
     #[serde(default)]
     route: Vec<RouteTable>,
+    #[serde(default)]
+    start_rate: Vec<StartRateTable>,
 }
 
 #[derive(Deserialize)]
@@ -77,6 +80,13 @@ struct RouteTable {
     max_concurrent: Option<u32>,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StartRateTable {
+    queue: Option<String>,
+    rate: String,
+}
+
 impl Topology {
     /// Reads the text of a topology file and checks all that it says.
     ///
@@ -89,6 +99,7 @@ impl Topology {
         file.site.into_iter().for_each(|t| reader.site(t));
         file.location.into_iter().for_each(|t| reader.location(t));
         file.route.into_iter().for_each(|t| reader.route(t));
+        file.start_rate.into_iter().for_each(|t| reader.start_rate(t));
         let Reader { topology, mut faults } = reader;
         // What follows from the whole is only worth saying when its parts are right.
         if faults.is_empty() {
@@ -197,7 +208,7 @@ impl Reader {
         if table.logins.iter().any(|l| l.is_empty() || l.len() > 63) {
             self.value(&at, "a login is 1 to 63 characters");
         }
-        let stem = |p: &Place| super::super::QueueName::stem_of(&p.site, &p.location);
+        let stem = |p: &Place| QueueName::stem_of(&p.site, &p.location);
         if let Some(other) = self.topology.locations.keys().find(|p| **p != place && stem(p) == stem(&place)) {
             let of = format!("with the same queues, '{other}'");
             self.faults.push(Fault::Twice { at: at.clone(), of });
@@ -295,5 +306,25 @@ impl Reader {
         };
         let there = self.topology.routes.insert(table.name, route).is_some();
         self.twice(at, there);
+    }
+
+    fn start_rate(&mut self, table: StartRateTable) {
+        let queue = table.queue.unwrap_or_else(|| ALL_QUEUES.to_owned());
+        let at = format!("start_rate of '{queue}'");
+        if queue != ALL_QUEUES {
+            let is_of = |name: &QueueName, p: &Place| name.stem() == QueueName::stem_of(&p.site, &p.location);
+            match queue.parse::<QueueName>() {
+                Ok(name) if self.topology.locations.keys().any(|place| is_of(&name, place)) => {}
+                Ok(_) => self.faults.push(Fault::Unknown { at: at.clone(), what: "queue", name: queue.clone() }),
+                Err(error) => self.value(&at, error.to_string()),
+            }
+        }
+        match table.rate.parse() {
+            Ok(rate) => {
+                let there = self.topology.start_rates.insert(queue, rate).is_some();
+                self.twice(at, there);
+            }
+            Err(error) => self.value(&at, StartRateError::to_string(&error)),
+        }
     }
 }

@@ -46,6 +46,10 @@
 //! rate_limit = "800Mbit"
 //! streams = 8
 //! max_concurrent = 4
+//!
+//! [[start_rate]]                  # how much may start, of all workers together
+//! queue = "ccat_buffer_data_transfer" # one queue, as `list workers` names it; without it all queues together
+//! rate = "100/m"                  # a second (s), a minute (m) or an hour (h)
 //! ```
 
 mod check;
@@ -58,7 +62,7 @@ use std::{
     str::FromStr,
 };
 
-use super::{Dialer, LocationType, Method, OnTapeReadback, RouteType, StorageType, Transport};
+use super::{Dialer, LocationType, Method, OnTapeReadback, RouteType, StartRate, StorageType, Transport};
 
 pub use diff::{Change, ChangeKind, FieldChange};
 
@@ -76,7 +80,12 @@ pub struct Topology {
     pub locations: BTreeMap<Place, Location>,
     /// Routes by name.
     pub routes: BTreeMap<String, Route>,
+    /// How much may start, by the queue's name; [`ALL_QUEUES`] is the rate of all of them together.
+    pub start_rates: BTreeMap<String, StartRate>,
 }
+
+/// In the place of a queue's name: all queues together.
+pub const ALL_QUEUES: &str = "*";
 
 /// A location's name: `SITE/LOCATION`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

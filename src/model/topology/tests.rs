@@ -216,3 +216,31 @@ fn archives_say_how_many_and_what_counts() {
         assert!(found.iter().any(|fault| fault.contains(what)), "{what}: {found:?}");
     }
 }
+
+#[test]
+fn rates_of_starts_are_for_queues_that_are() {
+    let table = |queue: &str, rate: &str| format!("\n[[start_rate]]\n{queue}\nrate = \"{rate}\"\n");
+    let one = "queue = \"ccat_output_buffer_data_transfer\"";
+    let topology = Topology::parse(&format!("{GOOD}{}{}", table("", "100/s"), table(one, "7/h"))).unwrap();
+    let rates: Vec<_> = topology.start_rates.iter().map(|(queue, rate)| format!("{queue} {rate}")).collect();
+    assert_eq!(rates, ["* 100/s", "ccat_output_buffer_data_transfer 7/h"]);
+    let changes = topology.diff(&Topology::parse(&format!("{GOOD}{}", table("", "1/m"))).unwrap()).unwrap();
+    let told: Vec<_> = changes.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "~ start_rate *\n    rate: 100/s -> 1/m",
+            "- start_rate ccat_output_buffer_data_transfer\n    active: true -> false"
+        ]
+    );
+    for (queue, rate, fault) in [
+        ("", "fast", "'fast' is not a rate of starts"),
+        ("", "0/s", "'0/s' is not a rate of starts"),
+        ("queue = \"mars_buffer_data_transfer\"", "1/s", "no queue is called 'mars_buffer_data_transfer'"),
+        ("queue = \"buffer\"", "1/s", "buffer"),
+    ] {
+        let found = faults(&table(queue, rate));
+        assert!(found.len() == 1 && found[0].contains(fault), "{queue} {rate}: {found:?}");
+    }
+    assert_eq!(faults(&format!("{}{}", table("", "1/s"), table("", "2/s"))).len(), 1, "twice");
+}
