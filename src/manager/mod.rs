@@ -26,7 +26,7 @@ mod turns;
 
 use std::{
     collections::BTreeSet,
-    fmt,
+    fmt, mem,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -333,12 +333,14 @@ async fn sweep(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
     for work in &swept.failed {
         tracing::error!(%work, "too many workers were lost with it; it has failed");
     }
+    let refused: BTreeSet<Work> = swept.refused.iter().map(|(work, _)| *work).collect();
+    // A defect that comes with every sweep is told once.
+    let told = mem::replace(&mut *shared.unswept.lock().unwrap_or_else(PoisonError::into_inner), refused);
     for (work, error) in &swept.refused {
-        // A defect that comes with every sweep is told once.
-        if shared.unswept.lock().unwrap_or_else(PoisonError::into_inner).insert(*work) {
-            tracing::error!(%work, error, "its worker was not heard of, and it cannot be offered again");
-        } else {
+        if told.contains(work) {
             tracing::debug!(%work, error, "it still cannot be offered again");
+        } else {
+            tracing::error!(%work, error, "its worker was not heard of, and it cannot be offered again");
         }
     }
     for worker in &swept.dead_workers {
