@@ -174,7 +174,7 @@ pub(super) struct SettingFlags {
     /// Bytes per second, as 100M; bits as 800Mbit.
     #[arg(long, value_name = "RATE")]
     pub(super) rate_limit: Option<String>,
-    /// QUIC's congestion controller: auto, bounded or cubic.
+    /// QUIC's congestion controller: auto, model or cubic.
     #[arg(long, value_name = "NAME")]
     pub(super) congestion: Option<String>,
     /// Unit of hashing and repair, as 4Mi.

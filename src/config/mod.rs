@@ -11,7 +11,7 @@
 //! | `transport` | `auto` | `auto`, `quic`, `tcp` or `ssh`: which kinds of link to try |
 //! | `streams` | `auto` | TCP connections, or QUIC streams in flight |
 //! | `rate_limit` | `none` | bytes per second (k, M, G = 10^3), or bits with `bit` |
-//! | `congestion` | `auto` | `auto`, `bounded` or `cubic`: QUIC's congestion controller |
+//! | `congestion` | `auto` | `auto`, `model` or `cubic`: QUIC's congestion controller |
 //! | `chunk_size` | `4Mi` | unit of hashing and repair, a power of two from 64Ki to 64Mi |
 //! | `memory` | `96Mi` | bytes of chunk buffers per process |
 //! | `reconnect_timeout` | `10m` | how long a job waits for a new link when its last one is gone |

@@ -144,9 +144,9 @@ pub static TABLE: &[Key] = &[
         set: |s, text| {
             s.congestion = match text {
                 "auto" => Congestion::default(),
-                "bounded" => Congestion::Bounded,
+                "model" => Congestion::Model,
                 "cubic" => Congestion::Cubic,
-                _ => return Err(format!("'{text}' is not a controller; choose auto, bounded or cubic")),
+                _ => return Err(format!("'{text}' is not a controller; choose auto, model or cubic")),
             };
             Ok(())
         },

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::congestion::PathSnapshot;
 use super::error::{End, NetError};
 
 /// What the halves of one link share: whether it was closed here, and why.
@@ -114,6 +115,8 @@ pub struct LinkStats {
     pub wire_bytes_received: u64,
     /// Congestion window in bytes.
     pub congestion_window: Option<u64>,
+    /// What the congestion controller believes about the path.
+    pub path: Option<PathSnapshot>,
     /// Name of the congestion controller in use.
     pub controller: Option<String>,
     /// Largest UDP payload in use, in bytes.

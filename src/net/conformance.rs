@@ -341,7 +341,8 @@ async fn both_ends_know_the_same(transport: Transport) {
     assert!(received.wire_bytes_received >= 1 << 20 && received.wire_bytes_received < 2 << 20, "{received:?}");
     if transport == Transport::Quic {
         assert!(sent.rtt.is_some() && sent.congestion_window.is_some() && sent.udp_receive_buffer.is_some());
-        assert_eq!(sent.controller.as_deref(), Some("bounded"));
+        assert!(sent.path.is_some_and(|path| path.window > 0 && path.min_rtt.is_some()), "{sent:?}");
+        assert_eq!(sent.controller.as_deref(), Some("model"));
     }
     let closer = here.closer();
     drop(here);

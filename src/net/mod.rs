@@ -19,6 +19,8 @@
 
 mod ca;
 mod closer;
+mod congestion;
+mod credit;
 mod crowd;
 mod dial;
 mod error;
@@ -34,7 +36,6 @@ mod stream;
 mod tcp;
 mod tls;
 mod tuning;
-mod window;
 
 #[cfg(test)]
 mod conformance;
@@ -45,6 +46,7 @@ use std::net::SocketAddr;
 
 pub use ca::{Authority, CertificateFacts, show};
 pub use closer::{Closer, LinkStats};
+pub use congestion::{PathSnapshot, PathState, Remembered};
 pub use crowd::HandshakeLimits;
 pub use dial::{Confirm, DialOptions, dial};
 pub use error::{End, NetError};

@@ -17,6 +17,8 @@ use rustls::AlertDescription;
 use tokio::sync::watch;
 
 use super::closer::{Closer, Control, Gate, LinkStats};
+use super::congestion::ModelController;
+use super::credit::Credit;
 use super::dial::DialOptions;
 use super::error::{End, NetError};
 use super::greeting::judge;
@@ -134,6 +136,13 @@ impl Control for QuicControl {
                 wire_bytes_sent: stats.udp_tx.bytes,
                 wire_bytes_received: stats.udp_rx.bytes,
                 congestion_window: Some(stats.path.cwnd),
+                path: core
+                    .connection
+                    .congestion_state()
+                    .into_any()
+                    .downcast::<ModelController>()
+                    .ok()
+                    .map(|controller| controller.snapshot()),
                 controller: Some(core.controller.to_owned()),
                 mtu: Some(stats.path.current_mtu),
                 udp_send_buffer: core.udp.send_buffer,
@@ -225,6 +234,10 @@ pub(super) struct QuicLanes(Arc<Core>);
 impl QuicLanes {
     pub(super) async fn open(&self) -> Result<SendHalf, NetError> {
         let stream = self.0.connection.open_uni().await.map_err(|error| self.0.ended(&error))?;
+        // What is lost of an early lane goes out again before what was not sent of later ones: else it waits behind all
+        // that is buffered. The main stream, at 0, goes before them all.
+        let order = i32::try_from(stream.id().index()).unwrap_or(i32::MAX);
+        let _ = stream.set_priority((-1_i32).saturating_sub(order));
         let send = QuicSend { stream, core: Arc::clone(&self.0), role: Role::Lane, finished: false };
         Ok(SendHalf::new(SendKind::Quic(send), Arc::clone(&self.0.gate)))
     }
@@ -335,6 +348,9 @@ fn assemble(parts: Parts, policy: &dyn PeerPolicy, tuning: &Tuning, peer: String
         delivered: Mutex::new(None),
         alive,
     });
+    let credit = Credit::new(tuning.receive_window_bytes, tuning.receive_window_cap_bytes);
+    let followed = Arc::downgrade(&core);
+    tokio::spawn(credit.follow(move || followed.upgrade().map(|core| core.connection.clone())));
     let control = QuicControl { core: Arc::downgrade(&core), last: Mutex::new(LinkStats::default()) };
     let main_send = QuicSend { stream: send, core: Arc::clone(&core), role: Role::Main, finished: false };
     let main_recv = QuicRecv { stream: recv, core: Arc::clone(&core) };

@@ -10,14 +10,14 @@ use quinn::{AckFrequencyConfig, EndpointConfig, MtuDiscoveryConfig, TransportCon
 use rustix::net::sockopt;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use super::window::WindowLimits;
+use super::congestion::{Limits, ModelFactory, Remembered};
 
 /// Which rule limits what QUIC has in flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Congestion {
-    /// Our bounded window: takes loss up to a few percent for noise. The default.
+    /// Our own, led by the path's rate and round trip time: takes loss up to a few percent for noise. The default.
     #[default]
-    Bounded,
+    Model,
     /// quinn's CUBIC: fair to others, helpless against random loss.
     Cubic,
 }
@@ -26,26 +26,31 @@ impl Congestion {
     /// The word on the command line and in the summary.
     pub fn word(self) -> &'static str {
         match self {
-            Self::Bounded => "bounded",
+            Self::Model => "model",
             Self::Cubic => "cubic",
         }
     }
 }
 
-/// Limits of links. The defaults suit 1 Gbit/s over 200 to 300 ms (bandwidth x delay = 25 to 38 MB).
+/// Limits of links. The defaults suit paths up to 2 Gbit/s over 300 ms (bandwidth x delay = 75 MB).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tuning {
     /// QUIC's congestion controller.
     pub congestion: Congestion,
-    /// First congestion window in bytes. Default 512 KiB: six doublings to the cap; paced, it does not burst.
+    /// Largest first congestion window in bytes. Default 512 KiB: 20 Mbit/s over 200 ms; paced, it does not burst.
     pub start_window_bytes: u64,
-    /// Largest congestion window in bytes. Default 32 MiB.
+    /// Largest congestion window in bytes. Default 192 MiB: more than a probe takes of 2 Gbit/s over 300 ms beside others.
     pub window_cap_bytes: u64,
+    /// What an earlier job learned about the path to this peer. Default none.
+    pub remembered: Option<Remembered>,
     /// What may be unread on one QUIC stream, in bytes. Default 8 MiB: two chunks, so that a lost packet stalls nothing.
     pub stream_window_bytes: u32,
-    /// What may be unread on one QUIC connection, in bytes. Default 64 MiB: twice the largest congestion window.
+    /// What may be unread on one QUIC connection at first, in bytes. Default 64 MiB. It grows with what arrives in a round trip.
     pub receive_window_bytes: u32,
-    /// What may be sent and not acknowledged on one QUIC connection, in bytes. Default 64 MiB.
+    /// The largest that it grows to, in bytes. Default 256 MiB: three and a half times 2 Gbit/s over 300 ms.
+    pub receive_window_cap_bytes: u32,
+    /// What may be handed to one QUIC connection and not be acknowledged, in bytes. Default 256 MiB: never the limit; memory is
+    /// limited by the buffers of a job.
     pub send_window_bytes: u64,
     /// How many one-way streams the peer may have open. Default 256.
     pub max_lanes: u32,
@@ -69,10 +74,12 @@ impl Default for Tuning {
         Self {
             congestion: Congestion::default(),
             start_window_bytes: 512 << 10,
-            window_cap_bytes: 32 << 20,
+            window_cap_bytes: 192 << 20,
+            remembered: None,
             stream_window_bytes: 8 << 20,
             receive_window_bytes: 64 << 20,
-            send_window_bytes: 64 << 20,
+            receive_window_cap_bytes: 256 << 20,
+            send_window_bytes: 256 << 20,
             max_lanes: 256,
             idle_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(5),
@@ -138,9 +145,10 @@ impl Tuning {
             .datagram_receive_buffer_size(None)
             .enable_segmentation_offload(self.segmentation_offload);
         match self.congestion {
-            Congestion::Bounded => {
-                let limits = WindowLimits { start: self.start_window_bytes, cap: self.window_cap_bytes };
-                config.congestion_controller_factory(Arc::new(limits));
+            Congestion::Model => {
+                let limits = Limits { start: self.start_window_bytes, cap: self.window_cap_bytes };
+                let factory = ModelFactory { limits, remembered: self.remembered };
+                config.congestion_controller_factory(Arc::new(factory));
             }
             Congestion::Cubic => {
                 let mut cubic = CubicConfig::default();

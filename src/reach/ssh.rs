@@ -448,5 +448,5 @@ pub(super) fn choice_from(word: &str) -> Option<TransportChoice> {
 }
 
 pub(super) fn congestion_from(word: &str) -> Option<Congestion> {
-    [Congestion::Bounded, Congestion::Cubic].into_iter().find(|c| c.word() == word)
+    [Congestion::Model, Congestion::Cubic].into_iter().find(|c| c.word() == word)
 }
