@@ -77,8 +77,8 @@ pub(crate) struct Count {
     pub(crate) begun: u64,
     /// Multipart uploads removed.
     pub(crate) removed: u64,
-    /// GETs of an object's bytes.
-    pub(crate) gets: u64,
+    /// GETs of an object's bytes, by its path.
+    pub(crate) gets: HashMap<String, u64>,
 }
 
 impl Count {
@@ -308,7 +308,7 @@ impl Shared {
             }
             let object = method == "GET" && path.trim_matches('/').contains('/') && field(query, "uploadId").is_none();
             if object {
-                self.note(|count| count.gets += 1);
+                self.note(|count| *count.gets.entry(path.to_owned()).or_default() += 1);
             }
             let number = part.as_ref().map(|(_, number)| *number);
             let passing = Passing { method: method.clone(), path: path.to_owned(), part: number };
