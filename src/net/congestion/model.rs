@@ -41,6 +41,12 @@ const UP_GAIN: f64 = 1.25;
 /// Rate growth after a probe that shows a path with much more to give: doubling starts again.
 const UP_FOUND: f64 = 1.15;
 
+/// Round trips from one probe to the next; fewer while the path gives less than half of what it gave of late, for it may come back.
+const CRUISE_ROUNDS: u32 = 10;
+const CRUISE_ROUNDS_FALLEN: u32 = 3;
+/// What a probe leaves of the best rate of late: a fifth of it is the usual again after nine.
+const PEAK_KEPT: f64 = 0.9;
+
 /// Share of the bandwidth-delay product to which a probe's queue is drained.
 const DOWN_GAIN: f64 = 0.95;
 
@@ -108,6 +114,8 @@ pub(super) struct Model {
     rounds: u32,
     ledger: Ledger,
     rate: Largest,
+    /// The best rate of late.
+    peak: f64,
     min_rtt: Smallest,
     pieces: Pieces,
     piece_rate: f64,
@@ -161,6 +169,7 @@ impl Model {
             rounds: 0,
             ledger: Ledger::new(now),
             rate: Largest::default(),
+            peak: 0.0,
             min_rtt: Smallest::new(now),
             pieces: Pieces::new(now, 0),
             piece_rate: 0.0,
@@ -387,13 +396,16 @@ impl Model {
 
     fn cruise(&mut self, now: Instant) {
         let first = self.state == PathState::Drain;
-        let usual = self.base_rtt().saturating_mul(10).clamp(Duration::from_millis(500), Duration::from_millis(2500));
+        let rounds = if self.rate() < self.peak / 2.0 { CRUISE_ROUNDS_FALLEN } else { CRUISE_ROUNDS };
+        let usual =
+            self.base_rtt().saturating_mul(rounds).clamp(Duration::from_millis(500), Duration::from_millis(2500));
         self.wait = if first { Duration::ZERO } else { usual.mul_f64(0.8 + 0.4 * self.roll()) };
         self.enter(PathState::Cruise, now);
         self.last_rtt = None;
     }
 
     fn probe(&mut self, now: Instant, in_flight: u64) {
+        self.peak = self.rate.get().max(PEAK_KEPT * self.peak);
         if let Some(bound) = self.rate_bound.take()
             && self.rate_bound_rounds >= 4
         {
