@@ -176,13 +176,15 @@ mod tests {
         let ms = |ms: u64| origin + Duration::from_millis(ms);
         let mut ledger = Ledger::new(origin);
         // 1000 bytes a millisecond are sent; they come back at half the pace.
-        for at in 0..400 {
-            ledger.on_sent(ms(at), 1000, RTT);
-        }
         let mut last = None;
-        for at in 0..400 {
-            ledger.on_ack(ms(at), 1000);
-            last = ledger.sample(ms(100 + 2 * at), 1000, false);
+        for now in 0..900 {
+            if now < 400 {
+                ledger.on_sent(ms(now), 1000, RTT);
+            }
+            if now >= 100 && now % 2 == 0 {
+                ledger.on_ack(ms((now - 100) / 2), 1000);
+                last = ledger.sample(ms(now), 1000, false);
+            }
         }
         let last = last.unwrap();
         let rate = last.rate.unwrap();
