@@ -297,8 +297,9 @@ async fn plan(shared: &Shared) -> Result<Turn, crate::store::StoreError> {
     } else {
         Planned::default()
     };
-    // What was just made is offered already. What else may wait is looked at by the turn that follows.
-    let scheduled = if planned.offered > 0 && shared.scheduled.is_fresh() {
+    // Where nothing waits but what was just offered, there is nothing else to offer; what was stopped or cancelled meanwhile
+    // is soon looked at.
+    let scheduled = if planned.offered > 0 && !planned.leaves_some && shared.scheduled.is_fresh() {
         Scheduled::default()
     } else {
         let scheduled = store.schedule(name).await?;

@@ -253,6 +253,11 @@ impl Store {
         if !self.is_offered(&known).await? {
             return Ok(Found::default());
         }
+        let nothing = Found { claims: Vec::new(), waits: true };
+        // A claim takes the one writer's turn; where something is in the way of all that waits, a reader sees it too.
+        if self.backend() == Backend::Sqlite && !self.has_candidate(&known).await? {
+            return Ok(nothing);
+        }
         for _ in 0..TRIES {
             match self.try_claim(session, &known, lease, clock).await? {
                 Try::Claimed(claims) => return Ok(Found { claims, waits: false }),
@@ -260,35 +265,35 @@ impl Store {
                 Try::Again => {}
             }
         }
-        Ok(Found { claims: Vec::new(), waits: true })
+        Ok(nothing)
     }
 
     /// Whether anything is offered in these queues, be it that it may not run now.
     async fn is_offered(&self, queues: &[Known<'_>]) -> Result<bool, StoreError> {
-        let mut args = Vec::new();
-        let mut some = Vec::new();
         for kind in Kind::ALL {
-            for place in places(queues, kind) {
-                args.push(Value::from(place));
-                // In the order of the claim index, though it is the same in all: PostgreSQL would else walk over another one.
-                let order = match kind {
-                    Kind::Transfer => "route_id, origin_location_id, destination_location_id",
-                    Kind::Archive => "origin_location_id",
-                };
-                some.push(format!(
-                    "(SELECT id FROM {} {} WHERE status = 'scheduled' AND queue_location_id = ${} \
-                     ORDER BY {order}, priority DESC, id LIMIT 1) IS NOT NULL",
-                    kind.table(),
-                    kind.claim_index(self.backend() == Backend::Sqlite),
-                    args.len()
-                ));
+            let places: Vec<_> = places(queues, kind).into_iter().map(Value::from).collect();
+            if places.is_empty() {
+                continue;
+            }
+            let text = offered_text(kind, places.len(), self.backend() == Backend::Sqlite);
+            if let [row] = self.ask(text, &places).await?.as_slice()
+                && row.flag("offered")?
+            {
+                return Ok(true);
             }
         }
-        if some.is_empty() {
-            return Ok(false);
+        Ok(false)
+    }
+
+    /// Whether something may run now, as far as a reader sees.
+    async fn has_candidate(&self, queues: &[Known<'_>]) -> Result<bool, StoreError> {
+        let mut tx = self.read().await?;
+        for kind in Kind::ALL {
+            if candidate(&mut tx, kind, &places(queues, kind)).await?.is_some() {
+                return Ok(true);
+            }
         }
-        let rows = self.ask(format!("SELECT {} AS offered", some.join(" OR ")), &args).await?;
-        rows.first().map_or(Ok(false), |row| row.flag("offered"))
+        Ok(false)
     }
 
     async fn try_claim(
@@ -403,15 +408,35 @@ async fn candidate(tx: &mut Tx, kind: Kind, queues: &[LocationId]) -> Result<Opt
     row.map(|row| row.int("id")).transpose()
 }
 
+/// Rows of a list of queues.
+fn seeds(queues: usize) -> String {
+    let rows: Vec<_> = (1..=queues).map(|n| format!("(CAST(${n} AS BIGINT))")).collect();
+    rows.join(", ")
+}
+
+/// One step of the claim index for each queue, in whose order it asks though one row is enough: PostgreSQL would else walk
+/// over another index.
+fn offered_text(kind: Kind, queues: usize, sqlite: bool) -> String {
+    let way = match kind {
+        Kind::Transfer => "t.route_id, t.origin_location_id, t.destination_location_id",
+        Kind::Archive => "t.origin_location_id",
+    };
+    format!(
+        "WITH q(id) AS (VALUES {}) SELECT EXISTS (SELECT 1 FROM q WHERE (SELECT t.id FROM {} t {} \
+         WHERE t.status = 'scheduled' AND t.queue_location_id = q.id ORDER BY {way}, t.priority DESC, t.id LIMIT 1) \
+         IS NOT NULL) AS offered",
+        seeds(queues),
+        kind.table(),
+        kind.claim_index(sqlite)
+    )
+}
+
 /// `head` leaps from way to way: each step finds the first row behind the way of the one before. It compares one column
 /// at a time: SQLite seeks to the first row that equals a row of values, and walks from there to the first that is above.
 /// The zeroes added keep it from comparing with another affinity than the index's, which would make it walk too; and it
 /// joins crosswise in the order that is written, heads first.
 fn candidate_text(kind: Kind, queues: usize, sqlite: bool) -> String {
-    let mut seeds = String::new();
-    for n in 1..=queues {
-        let _ = write!(seeds, "{}(CAST(${n} AS BIGINT))", if n == 1 { "" } else { ", " });
-    }
+    let seeds = seeds(queues);
     let (table, index) = (kind.table(), kind.claim_index(sqlite));
     let (way, place): (&[&str], _) = match kind {
         Kind::Transfer => (&["route_id", "origin_location_id", "destination_location_id"], ROUTE_OPEN),
@@ -815,6 +840,20 @@ mod tests {
         query.bind(1_i64).fetch_all(&mut *connection).await.unwrap();
         let steps = steps.load(Ordering::Relaxed);
         assert!((10..2000).contains(&steps), "{steps} instructions");
+    }
+
+    /// Catches a question whose text grows deeper with each queue: SQLite takes a thousand terms.
+    #[tokio::test]
+    async fn a_worker_may_serve_thousands_of_queues() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&format!("sqlite:{}", dir.path().join("x.db").display())).await.unwrap();
+        for kind in Kind::ALL {
+            let queues: Vec<Value> = (0..5000_i64).map(Value::from).collect();
+            let rows = store.ask(offered_text(kind, queues.len(), true), &queues).await.unwrap();
+            assert!(!rows[0].flag("offered").unwrap());
+            let mut tx = store.read().await.unwrap();
+            assert!(tx.row(candidate_text(kind, queues.len(), true), &queues).await.unwrap().is_none());
+        }
     }
 
     #[test]

@@ -35,7 +35,8 @@
 //! | `event` | who moved what from which state to which, when, why | triggers alone |
 //! | `outbox`, `dead_letter` | hints to publish; messages that nobody understood | with the state that caused them; the relay; consumers |
 //! | `worker`, `worker_queue` | who is there, with how many slots, for which queues | workers |
-//! | `round_robin`, `rate_limit` | whose turn it is; starts left | managers; claims |
+//! | `round_robin` | whose turn it is | managers |
+//! | `rate_limit` | how much may start, and what is left of it | `topology apply`; claims |
 //! | `schema_version` | applied migrations with their digests | `db migrate` |
 //!
 //! Not persisted: progress below a chunk (the receiver's journal has it), what the broker holds, metrics.

@@ -65,6 +65,8 @@ pub struct Planned {
     pub packages: usize,
     /// Transfers that were offered at once.
     pub offered: usize,
+    /// Whether transfers wait that were not offered here.
+    pub leaves_some: bool,
     /// Looks that another manager was faster with.
     pub lost: usize,
     /// Groups that could not be placed, with the reason.
@@ -150,7 +152,7 @@ impl Store {
         let mut tx = self.read().await?;
         let mut network = network(&mut tx).await?;
         let keys = distinct(&mut tx, "transfer_request", "planning_group", UNPLANNED, GROUPS).await?;
-        let offering =
+        let mut offering =
             if limits.offers && !keys.is_empty() { Offering::read(self, &mut tx).await? } else { Offering::default() };
         drop(tx);
         let mut groups = keys.into_iter().map(Group::parse).collect::<Result<Vec<_>, _>>()?;
@@ -162,9 +164,10 @@ impl Store {
                 let left = limits.bundles.saturating_sub(planned.bundles);
                 if left == 0 {
                     planned.is_unfinished = true;
+                    planned.leaves_some = offering.leaves_some;
                     return Ok(planned);
                 }
-                let placed = match self.plan_group(&group, &mut network, &offering, limits, left, actor).await {
+                let placed = match self.plan_group(&group, &mut network, &mut offering, limits, left, actor).await {
                     Err(StoreError::Conflict(_) | StoreError::Duplicate(_)) => {
                         planned.lost += 1;
                         continue;
@@ -185,6 +188,7 @@ impl Store {
             }
             groups = next;
         }
+        planned.leaves_some = offering.leaves_some;
         Ok(planned)
     }
 
@@ -192,7 +196,7 @@ impl Store {
         &self,
         group: &Group,
         network: &mut Network,
-        offering: &Offering,
+        offering: &mut Offering,
         limits: &PlanLimits,
         left: usize,
         actor: &str,

@@ -140,11 +140,15 @@ impl Limits {
     }
 }
 
-/// What says how much may be offered, read before the transaction that offers.
+/// Queues in which what is made may be offered at once, read before the transaction that offers.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Offering {
     limits: Limits,
-    queues: Vec<Served>,
+    /// By location. Only those in which nothing else waits to be offered: what is older or more urgent comes first, and only
+    /// [`Store::schedule`] looks at both.
+    queues: BTreeMap<i64, Served>,
+    /// Whether something waits that is not offered here.
+    pub(super) leaves_some: bool,
 }
 
 /// A transfer that may run as soon as it is offered.
@@ -156,27 +160,41 @@ pub(super) struct Ready {
 
 impl Offering {
     pub(super) async fn read(store: &Store, tx: &mut Tx) -> Result<Self, StoreError> {
-        Ok(Self { limits: Limits::read(tx).await?, queues: store.served(tx).await? })
+        let limits = Limits::read(tx).await?;
+        let served = store.served(tx).await?.into_iter().filter(|queue| queue.kind == WorkKind::Transfer);
+        let mut queues: BTreeMap<_, _> = served.map(|queue| (queue.location, queue)).collect();
+        let mut leaves_some = false;
+        for key in distinct(tx, WorkKind::Transfer.table(), "lane", pending(WorkKind::Transfer), LANES).await? {
+            let lane = Lane::parse(WorkKind::Transfer, key)?;
+            if !limits.is_stopped(lane.way) {
+                leaves_some = true;
+                queues.remove(&lane.queue);
+            }
+        }
+        Ok(Self { limits, queues, leaves_some })
     }
 
-    /// Offers what was made in this very transaction, as far as there is room; returns how many. What waits longer in the
-    /// same queue is not overtaken: while it waits for room there is none, and what is more urgent is claimed first.
-    pub(super) async fn offer_made(&self, tx: &mut Tx, made: &[Ready], actor: &str) -> Result<usize, StoreError> {
+    /// Offers what was made in this very transaction, as far as there is room; returns how many. From the first that must
+    /// wait, all in its queue wait.
+    pub(super) async fn offer_made(&mut self, tx: &mut Tx, made: &[Ready], actor: &str) -> Result<usize, StoreError> {
+        let mut by_queue: BTreeMap<i64, Vec<Ready>> = BTreeMap::new();
+        for ready in made.iter().filter(|ready| !self.limits.is_stopped(Way::of(&ready.hop))) {
+            by_queue.entry(ready.hop.queue.number()).or_default().push(*ready);
+        }
         let mut offered = 0;
-        for queue in &self.queues {
-            let is_own =
-                |ready: &&Ready| queue.kind == WorkKind::Transfer && ready.hop.queue.number() == queue.location;
-            let own: Vec<_> = made.iter().filter(is_own).copied().collect();
-            if own.is_empty() {
+        for (location, own) in by_queue {
+            let Some(queue) = self.queues.get(&location) else {
+                self.leaves_some = true;
                 continue;
-            }
+            };
             let mut room = Room::of(queue, &offers(tx, queue, "").await?, &self.limits);
-            let chosen: Vec<_> = own
-                .iter()
-                .filter(|ready| room.take(Way::of(&ready.hop), &self.limits))
-                .map(|ready| ready.transfer.number())
-                .collect();
+            let takes = |ready: &&Ready| room.take(Way::of(&ready.hop), &self.limits);
+            let chosen: Vec<_> = own.iter().take_while(takes).map(|ready| ready.transfer.number()).collect();
             offered += publish(tx, queue, &chosen, actor).await?;
+            if chosen.len() < own.len() {
+                self.leaves_some = true;
+                self.queues.remove(&location);
+            }
         }
         Ok(offered)
     }

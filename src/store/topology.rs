@@ -79,11 +79,10 @@ impl Store {
         for (name, route) in changed(&there.routes, &wanted.routes) {
             write_route(&mut tx, name, route, actor).await?;
         }
-        for scope in gone(&there.start_rates, &wanted.start_rates) {
-            limits::write(&mut tx, scope, None).await?;
-        }
-        for (scope, rate) in changed(&there.start_rates, &wanted.start_rates) {
-            limits::write(&mut tx, scope, Some(*rate)).await?;
+        // In the order in which claims lock them.
+        let scopes: BTreeSet<_> = there.start_rates.keys().chain(wanted.start_rates.keys()).collect();
+        for scope in scopes.into_iter().filter(|&scope| there.start_rates.get(scope) != wanted.start_rates.get(scope)) {
+            limits::write(&mut tx, scope, wanted.start_rates.get(scope).copied()).await?;
         }
         let reason: Vec<String> = changes.iter().map(ToString::to_string).collect();
         tx.execute(

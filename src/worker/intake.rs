@@ -39,6 +39,8 @@ pub(super) async fn run(shared: &Arc<Shared>, broker: Option<Arc<dyn Broker>>, p
         }
         let freed = shared.slots.freed();
         tokio::pin!(freed);
+        // Asked first: a queue that was not full then is open, for nobody else fills it.
+        let is_any_full = shared.slots.is_any_full();
         let open = shared.slots.open_queues();
         if open.is_empty() {
             tokio::select! {
@@ -50,7 +52,6 @@ pub(super) async fn run(shared: &Arc<Shared>, broker: Option<Arc<dyn Broker>>, p
             }
             continue;
         }
-        let is_any_full = shared.slots.is_any_full();
         let asked = BootTime::now();
         match claim(shared, &open).await {
             Ok(found) if !found.claims.is_empty() => {

@@ -50,6 +50,7 @@ const CASES: &[Case] = cases![
     planning::a_look_costs_the_same_with_many_rows,
     scheduling::offers_are_bounded_and_go_by_priority,
     scheduling::what_is_made_is_offered_with_it_where_there_is_room,
+    scheduling::what_waits_is_not_overtaken_by_what_is_made,
     scheduling::three_managers_offer_each_row_once,
     scheduling::a_stopped_way_does_not_use_up_offers,
     scheduling::packages_say_what_becomes_of_them,

@@ -63,6 +63,7 @@ pub(crate) async fn what_is_made_is_offered_with_it_where_there_is_room(bed: &Be
     assert_eq!(bed.store.schedule("manager").await.expect("schedule").offered, 0, "enough are offered");
     // Of a relay's two hops only the first may run.
     worker(&bed.store, "two", 50, OUT).await;
+    assert_eq!(bed.store.schedule("manager").await.expect("schedule").offered, 4);
     submit(bed, package("c", "ccat/out", 10), "chile").await;
     let planned = bed.store.plan(&offering, "manager").await.expect("plan");
     assert_eq!((planned.transfers, planned.offered), (2, 1));
@@ -76,6 +77,32 @@ pub(crate) async fn what_is_made_is_offered_with_it_where_there_is_room(bed: &Be
     }
     let planned = bed.store.plan(&offering, "manager").await.expect("plan");
     assert_eq!((planned.bundles, planned.offered), (12, 3), "four for each that may run");
+}
+
+/// Catches new work that takes all the room that is made: what waits would wait as long as new work comes.
+pub(crate) async fn what_waits_is_not_overtaken_by_what_is_made(bed: &Bed) {
+    apply(bed, WORLD).await;
+    let offering = PlanLimits { offers: true, ..at_once() };
+    let one = worker(&bed.store, "one", 1, OUT).await;
+    many(bed, 6, "us").await;
+    assert_eq!(bed.store.schedule("manager").await.expect("schedule").offered, 4);
+    let urgent = bed.int("SELECT max(id) FROM data_transfer WHERE status = 'pending'").await;
+    bed.done(&format!(
+        "UPDATE data_transfer SET priority = 9, changed_by = 't', change_reason = 't' WHERE id = {urgent}"
+    ))
+    .await;
+    for round in 0..=HINTS_PER_SLOT {
+        let held = claim(&bed.store, &one).await.expect("a claim");
+        if held.work.number() == urgent {
+            return;
+        }
+        end(&bed.store, &one, &held, Ending::Completed).await;
+        submit(bed, package(&format!("new/{round}"), "ccat/out", 10), "us").await;
+        let planned = bed.store.plan(&offering, "manager").await.expect("plan");
+        assert!(planned.leaves_some, "{planned:?}");
+        bed.store.schedule("manager").await.expect("schedule");
+    }
+    panic!("the urgent one is still not claimed");
 }
 
 pub(crate) async fn three_managers_offer_each_row_once(bed: &Bed) {
