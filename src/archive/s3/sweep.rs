@@ -19,10 +19,14 @@ impl S3 {
         let mut packages = BTreeSet::new();
         for upload in self.uploads_below(&keys::packages(prefix)).await? {
             let (Some(key), Some(id), Some(begun)) = (upload.key, upload.upload_id, upload.initiated) else { continue };
-            let Some(package) = keys::package_of(prefix, &key).filter(|_| begun.secs() <= limit) else { continue };
+            let Some(package) = keys::package_of(prefix, &key).filter(|_| (1..=limit).contains(&begun.secs())) else {
+                continue;
+            };
             // One that takes long is not left: its parts are newer than its beginning.
             let Some(parts) = self.parts_of(&key, &id).await? else { continue };
-            if parts.values().all(|part| part.sent_at_s.is_none_or(|at| at <= limit)) && self.abort(&key, &id).await {
+            if parts.values().all(|part| part.sent_at_s.is_some_and(|at| (1..=limit).contains(&at)))
+                && self.abort(&key, &id).await
+            {
                 packages.insert(package.to_owned());
             }
         }

@@ -444,8 +444,8 @@ impl Model {
         let lost = real(self.round.lost);
         let loss = if lost > 0.0 { lost / (lost + delivered) } else { 0.0 };
         let queue = self.round.rtt > self.crowded_rtt();
-        self.rounds += 1;
-        self.rate_bound_rounds += 1;
+        self.rounds = self.rounds.saturating_add(1);
+        self.rate_bound_rounds = self.rate_bound_rounds.saturating_add(1);
         match self.state {
             PathState::Startup if self.round.filled => self.see_plateau(now),
             PathState::Up => self.judge_probe(now),
